@@ -1,0 +1,80 @@
+"""Python's ``socketserver`` on a Cython core.
+
+``import fastsock as socketserver``: the same classes, mix-ins, handlers, hooks and attributes,
+documented at https://docs.python.org/3/library/socketserver.html, those of the newest Python on
+every supported one. ``python -m fastsock run app.py`` runs a program unchanged.
+
+Beyond ``socketserver``:
+
+serve_forever(*servers, poll_interval=0.5)
+    Serves several servers in one thread.
+install(), uninstall()
+    Put this package in the place of ``socketserver`` for every later import, and take it out.
+"""
+
+# The modules and names that are attributes of `socketserver` too: programs reach for
+# `socketserver.socket.error`, `socketserver.threading` and the like.
+import os
+import selectors
+import socket
+import sys
+import threading
+from io import BufferedIOBase
+from time import monotonic as time
+
+from fastsock._handlers import (
+    BaseRequestHandler,
+    DatagramRequestHandler,
+    StreamRequestHandler,
+    _SocketWriter,
+)
+from fastsock._mixins import (
+    ForkingMixIn,
+    ForkingTCPServer,
+    ForkingUDPServer,
+    ForkingUnixDatagramServer,
+    ForkingUnixStreamServer,
+    ThreadingMixIn,
+    ThreadingTCPServer,
+    ThreadingUDPServer,
+    ThreadingUnixDatagramServer,
+    ThreadingUnixStreamServer,
+    _NoThreads,
+    _Threads,
+)
+from fastsock._plain import ServerSelector as _ServerSelector
+from fastsock._replace import install, uninstall
+from fastsock._servers import (
+    BaseServer,
+    TCPServer,
+    UDPServer,
+    UnixDatagramServer,
+    UnixStreamServer,
+    serve_forever,
+)
+
+__all__ = [
+    "BaseRequestHandler",
+    "BaseServer",
+    "DatagramRequestHandler",
+    "ForkingMixIn",
+    "ForkingTCPServer",
+    "ForkingUDPServer",
+    "ForkingUnixDatagramServer",
+    "ForkingUnixStreamServer",
+    "StreamRequestHandler",
+    "TCPServer",
+    "ThreadingMixIn",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    "ThreadingUnixDatagramServer",
+    "ThreadingUnixStreamServer",
+    "UDPServer",
+    "UnixDatagramServer",
+    "UnixStreamServer",
+    "install",
+    "serve_forever",
+    "uninstall",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,153 @@
+"""The request handler classes of :mod:`socketserver`."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as _socket_module
+from io import BufferedIOBase, BytesIO
+from socket import socket as _socket
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastsock._types import ReadableBuffer, RequestType, RetAddress
+
+if TYPE_CHECKING:
+    from fastsock._servers import BaseServer
+else:
+    BaseServer = Any  # the layer above; named for typing.get_type_hints()
+
+
+class BaseRequestHandler:
+    """What is done with one request; an instance is made for each.
+
+    The constructor runs the three hooks: ``setup()``, ``handle()`` and ``finish()``. Override
+    ``handle()`` at least. ``finish()`` also runs when ``handle()`` raises, though not when
+    ``setup()`` does. (Documented: ``socketserver.BaseRequestHandler``.)
+
+    Attributes:
+        request: the connected socket of a stream server; (data as bytes, the server's socket) of
+            a datagram server; or whatever the server's ``get_request()`` returned.
+        client_address: the peer's address as ``get_request()`` returned it.
+        server: the server that took the request.
+    """
+
+    # `request` is what get_request() of any server makes it; Any is what typeshed says too.
+    request: Any
+    client_address: RetAddress
+    server: BaseServer
+
+    def __init__(
+        self, request: RequestType, client_address: RetAddress, server: BaseServer
+    ) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.setup()
+        try:
+            self.handle()
+        finally:
+            self.finish()
+
+    def setup(self) -> None:
+        """Prepare for ``handle()``. May be overridden; does nothing by default."""
+
+    def handle(self) -> None:
+        """Serve the request. To be overridden; does nothing by default."""
+
+    def finish(self) -> None:
+        """Clean up after ``handle()``, however it ended. May be overridden."""
+
+
+class StreamRequestHandler(BaseRequestHandler):
+    """A handler with files to read the request from and write the reply to.
+
+    (Documented: ``socketserver.StreamRequestHandler``.)
+
+    Attributes:
+        connection: the request, a connected stream socket.
+        rfile: a binary file open for reading from the connection.
+        wfile: a binary file open for writing to the connection.
+        rbufsize: size of rfile's buffer in bytes; -1: the default of ``socket.makefile()``,
+            0: unbuffered.
+        wbufsize: size of wfile's buffer in bytes; 0: every write is sent at once and wholly.
+        timeout: seconds for each blocking operation on the connection; None: do not set one.
+        disable_nagle_algorithm: set TCP_NODELAY on the connection.
+    """
+
+    rbufsize: ClassVar[int] = -1
+    wbufsize: ClassVar[int] = 0
+    timeout: ClassVar[float | None] = None
+    disable_nagle_algorithm: ClassVar[bool] = False
+
+    connection: Any
+    rfile: BufferedIOBase
+    wfile: BufferedIOBase
+
+    def setup(self) -> None:
+        """Set connection, rfile and wfile. Raises OSError if an option cannot be set."""
+        self.connection = self.request
+        if self.timeout is not None:
+            self.connection.settimeout(self.timeout)
+        if self.disable_nagle_algorithm:
+            self.connection.setsockopt(
+                _socket_module.IPPROTO_TCP, _socket_module.TCP_NODELAY, True
+            )
+        self.rfile = self.connection.makefile("rb", self.rbufsize)
+        if self.wbufsize == 0:
+            self.wfile = _SocketWriter(self.connection)
+        else:
+            self.wfile = self.connection.makefile("wb", self.wbufsize)
+
+    def finish(self) -> None:
+        """Flush and close wfile and rfile. A peer that is gone by then is no error."""
+        if not self.wfile.closed:
+            with contextlib.suppress(OSError):  # nobody is left to take the rest of the reply
+                self.wfile.flush()
+        self.wfile.close()
+        self.rfile.close()
+
+
+class _SocketWriter(BufferedIOBase):
+    """A writer that holds nothing back: each write is sent whole before it returns."""
+
+    def __init__(self, sock: _socket) -> None:
+        self._sock = sock
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, b: ReadableBuffer, /) -> int:
+        self._sock.sendall(b)
+        with memoryview(b) as view:
+            return view.nbytes
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+
+class DatagramRequestHandler(BaseRequestHandler):
+    """A handler that reads one datagram and answers with one.
+
+    What ``handle()`` writes to wfile is sent to the peer as one datagram by ``finish()``, an
+    empty one if nothing was written. (Documented: ``socketserver.DatagramRequestHandler``.)
+
+    Attributes:
+        packet: the datagram's bytes.
+        socket: the server's socket.
+        rfile: an ``io.BytesIO`` of the packet.
+        wfile: an ``io.BytesIO`` that takes the reply.
+    """
+
+    packet: bytes
+    socket: _socket
+    rfile: BufferedIOBase
+    wfile: BufferedIOBase
+
+    def setup(self) -> None:
+        """Set packet, socket, rfile and wfile."""
+        self.packet, self.socket = self.request
+        self.rfile = BytesIO(self.packet)
+        self.wfile = BytesIO()
+
+    def finish(self) -> None:
+        """Send what is in wfile. Raises OSError or TypeError as ``socket.sendto()`` does."""
+        self.socket.sendto(self.wfile.getvalue(), self.client_address)  # type: ignore[attr-defined]

@@ -1,0 +1,463 @@
+"""The server classes of :mod:`socketserver`, and ``serve_forever()`` for several of them.
+
+Plain Python classes, free to be subclassed, mixed, patched and combined. The loop that calls
+their hooks is ``fastsock._core``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from socket import socket as _socket
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from fastsock import _core, _plain
+from fastsock._handlers import BaseRequestHandler
+from fastsock._types import (
+    Address,
+    AfInet6Address,
+    AfInetAddress,
+    AfUnixAddress,
+    RequestType,
+    RetAddress,
+    Self,
+)
+
+
+class _LoopEnded(threading.Event):
+    """The ``_BaseServer__is_shut_down`` of a server: set while no loop runs.
+
+    Knows who cleared it, which is what a loop does when it begins, ours or a program's own. So
+    ``shutdown()`` can tell a loop that runs elsewhere (wait for it) from none at all and from
+    the one that is calling (waiting would never end).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._serving: tuple[int, int] | None = None
+        self._waiters: deque[threading.Lock] = deque()
+
+    def clear(self) -> None:
+        self._serving = _this_thread()
+        super().clear()
+
+    def set(self) -> None:
+        self._serving = None
+        super().set()
+        while self._waiters:
+            self._waiters.popleft().release()
+
+    def runs_elsewhere(self) -> bool:
+        """Whether a loop runs in another thread of this process."""
+        serving, here = self._serving, _this_thread()
+        # After fork() only the thread that called it lives on: no other loop is in this process.
+        return serving is not None and serving[0] == here[0] and serving[1] != here[1]
+
+    def join(self) -> None:
+        """Wait until the loop has ended.
+
+        Unlike ``wait()`` this may be interrupted by a signal handler that does the same: no lock
+        is held that another call would need.
+        """
+        ended = threading.Lock()
+        ended.acquire()
+        self._waiters.append(ended)
+        if not self.is_set():
+            ended.acquire()
+
+
+def _this_thread() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+class BaseServer:
+    """The loop and the hooks of every server; needs no socket of its own.
+
+    A subclass that defines ``fileno()`` (a descriptor that becomes readable) and
+    ``get_request()`` serves requests from any source. (Documented: ``socketserver.BaseServer``.)
+
+    For the caller: ``serve_forever()``, ``shutdown()``, ``handle_request()``,
+    ``server_close()``, the context manager, which closes.
+
+    Hooks, in the order in which they run: ``get_request()``, ``verify_request()``,
+    ``process_request()``, ``finish_request()``, ``shutdown_request()``, ``close_request()``;
+    ``service_actions()``, ``handle_timeout()``, ``handle_error()``; ``server_activate()``.
+    All are looked up anew for every request.
+
+    Attributes:
+        server_address: the address given to the constructor; for servers with a socket, what
+            the socket is bound to.
+        RequestHandlerClass: called with (request, client_address, server) for each request.
+        timeout: seconds that ``handle_request()`` waits at most; None: for ever.
+    """
+
+    server_address: Address
+    timeout: float | None = None
+    RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler]
+    _fastsock: _core.Control
+
+    def __init__(
+        self,
+        server_address: Address,
+        RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler],
+    ) -> None:
+        """Constructor. May be extended; do not override."""
+        self.server_address = server_address
+        self.RequestHandlerClass = RequestHandlerClass
+        self.__is_shut_down: threading.Event = _LoopEnded()
+        self.__shutdown_request = False
+
+    @property
+    def __shutdown_request(self) -> bool:
+        """Whether the loop was asked to stop; assigning a true value wakes it."""
+        return cast(bool, _control(self).stop)
+
+    @__shutdown_request.setter
+    def __shutdown_request(self, value: bool) -> None:
+        _control(self).stop = value
+
+    def server_activate(self) -> None:
+        """Called by the constructor of servers with a socket. May be overridden."""
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Handle requests until ``shutdown()``. Ignores ``timeout``.
+
+        ``service_actions()`` runs after each request and whenever poll_interval has passed
+        without one. (Documented: ``socketserver.BaseServer.serve_forever``.)
+
+        Args:
+            poll_interval: seconds, to the millisecond; 0: do not wait; None: without end.
+
+        Raises:
+            ValueError: the server is closed.
+            OSError: the listener is closed or broken, and neither ``shutdown()`` nor another
+                ``self.socket`` came within half a second.
+        """
+        serve_forever(self, poll_interval=poll_interval)
+
+    def _BaseServer__loop_begins(self) -> None:
+        self.__is_shut_down.clear()
+
+    def _BaseServer__loop_ended(self) -> None:
+        self.__shutdown_request = False
+        self.__is_shut_down.set()
+
+    def shutdown(self) -> None:
+        """Stop ``serve_forever()``, and wait until it has ended.
+
+        Does not wait when called from the loop's own thread (a handler, a hook, a signal
+        handler) or while no loop runs; then the next ``serve_forever()`` ends at once. What was
+        not accepted yet stays in the backlog. (Documented: ``socketserver.BaseServer.shutdown``.)
+        """
+        self.__shutdown_request = True
+        ended = self.__is_shut_down
+        if not isinstance(ended, _LoopEnded):
+            ended.wait()  # an event that the program put in place
+        elif ended.runs_elsewhere():
+            ended.join()
+
+    def service_actions(self) -> None:
+        """Called by the loop after each request and each poll_interval. May be overridden."""
+
+    def handle_request(self) -> None:
+        """Handle one request, or run ``handle_timeout()`` when none came in time.
+
+        Waits for ``timeout`` seconds or the socket's own timeout, whichever is shorter. (Documented:
+        ``socketserver.BaseServer.handle_request``.)
+
+        Raises:
+            ValueError: the server is closed.
+        """
+        timeout = self.timeout
+        listener = getattr(self, "socket", None)
+        if listener is not None:
+            by_socket = listener.gettimeout()
+            if timeout is None:
+                timeout = by_socket
+            elif by_socket is not None:
+                timeout = min(by_socket, timeout)
+        handled, result = _core.handle_one(self, _control(self), _DEFAULTS, timeout, _waiter())
+        return cast(None, result) if handled else self.handle_timeout()
+
+    def _handle_request_noblock(self) -> None:
+        """Take one request, which is there already, and run the hooks on it."""
+        _core.dispatch(self, _control(self), _DEFAULTS, _waiter() is None)
+
+    def handle_timeout(self) -> None:
+        """Called by ``handle_request()`` when no request came in time. May be overridden."""
+
+    def verify_request(self, request: RequestType, client_address: RetAddress) -> bool:
+        """Return whether to process the request; if not, it is shut down. May be overridden."""
+        return True
+
+    def process_request(self, request: RequestType, client_address: RetAddress) -> None:
+        """Finish the request and shut it down. Mix-ins do so in a thread or a process."""
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Give up what the server holds. May be overridden."""
+
+    def finish_request(self, request: RequestType, client_address: RetAddress) -> None:
+        """Make an instance of RequestHandlerClass, which does the work."""
+        self.RequestHandlerClass(request, client_address, self)
+
+    def shutdown_request(self, request: RequestType) -> None:
+        """End one request. Overridden to do nothing, it leaves the request to the handler."""
+        self.close_request(request)
+
+    def close_request(self, request: RequestType) -> None:
+        """Give up what one request holds. May be overridden."""
+
+    def handle_error(self, request: RequestType, client_address: RetAddress) -> None:
+        """Print the exception that left the handler to standard error. May be overridden.
+
+        Runs inside the exception: ``raise`` and ``sys.exc_info()`` work. An exception that
+        leaves this hook leaves ``serve_forever()`` too, after the request was shut down.
+        """
+        print("-" * 40, file=sys.stderr)
+        print(
+            "Exception occurred during processing of request from",
+            client_address,
+            file=sys.stderr,
+        )
+        traceback.print_exc()
+        print("-" * 40, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.server_close()
+
+    if TYPE_CHECKING:  # expected of subclasses, as in typeshed
+
+        def get_request(self) -> tuple[Any, Any]: ...
+
+
+class TCPServer(BaseServer):
+    """A server on a stream socket, one request after another.
+
+    Hooks besides those of BaseServer: ``server_bind()``, ``server_activate()``.
+    (Documented: ``socketserver.TCPServer``.)
+
+    Attributes:
+        socket: the listener. May be replaced at any time, by a TLS socket for example.
+        address_family, socket_type: of the socket that the constructor makes (``AF_INET``,
+            ``SOCK_STREAM``).
+        allow_reuse_address: set SO_REUSEADDR before binding.
+        allow_reuse_port: set SO_REUSEPORT before binding, INET and INET6 only.
+        request_queue_size: the backlog, in connections, given to ``listen()``.
+    """
+
+    address_family: int = socket.AF_INET
+    socket_type: int = socket.SOCK_STREAM
+    request_queue_size: int = getattr(socket, "SOMAXCONN", 5)
+    allow_reuse_address: bool = False
+    allow_reuse_port: bool = False
+
+    socket: _socket
+    server_address: AfInetAddress | AfInet6Address
+
+    def __init__(
+        self,
+        server_address: AfInetAddress | AfInet6Address,
+        RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler],
+        bind_and_activate: bool = True,
+    ) -> None:
+        """Make the socket; bind it and listen unless bind_and_activate is false.
+
+        Raises:
+            OSError, TypeError: as ``socket.bind()`` does; the socket is closed again.
+        """
+        BaseServer.__init__(self, server_address, RequestHandlerClass)
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        if bind_and_activate:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except BaseException:
+                self.server_close()
+                raise
+
+    def server_bind(self) -> None:
+        """Bind the socket to server_address, and learn the address it got. May be overridden.
+
+        Raises:
+            OSError: as bind(2); the address is its ``filename``.
+        """
+        if self.allow_reuse_address and hasattr(socket, "SO_REUSEADDR"):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (
+            self.allow_reuse_port
+            and hasattr(socket, "SO_REUSEPORT")
+            # Linux refuses it to other families since 6.12.9.
+            and self.address_family in (socket.AF_INET, socket.AF_INET6)
+        ):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            self.socket.bind(self.server_address)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = self.server_address
+            raise
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """Listen. May be overridden."""
+        self.socket.listen(self.request_queue_size)
+
+    def server_close(self) -> None:
+        """Close the socket. May be overridden."""
+        self.socket.close()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once it is closed."""
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[_socket, RetAddress]:
+        """Accept: return (request, client_address). May be overridden.
+
+        An OSError means that there is no request; the loop goes on.
+        """
+        return self.socket.accept()
+
+    def shutdown_request(self, request: RequestType) -> None:
+        """Shut the connection down for writing, then ``close_request()``."""
+        # The peer sees the end of the reply even if another process holds the connection open.
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)  # type: ignore[union-attr]
+        self.close_request(request)
+
+    def close_request(self, request: RequestType) -> None:
+        """Close the connection."""
+        request.close()  # type: ignore[union-attr]
+        _control(self).released()
+
+
+class UDPServer(TCPServer):
+    """A server on a datagram socket; a request is (data, socket).
+
+    (Documented: ``socketserver.UDPServer``.)
+
+    Attributes:
+        max_packet_size: the largest datagram, in bytes; what is longer is cut off.
+    """
+
+    socket_type: int = socket.SOCK_DGRAM
+    allow_reuse_address: bool = False
+    allow_reuse_port: bool = False
+    max_packet_size: ClassVar[int] = 8192
+
+    def get_request(self) -> tuple[tuple[bytes, _socket], RetAddress]:  # type: ignore[override]
+        """Receive a datagram: return ((data, socket), client_address). May be overridden."""
+        data, client_address = self.socket.recvfrom(self.max_packet_size)
+        return (data, self.socket), client_address
+
+    def server_activate(self) -> None:
+        """Nothing to do: a datagram socket does not listen."""
+
+    def shutdown_request(self, request: RequestType) -> None:
+        """``close_request()``; there is no connection to shut down."""
+        self.close_request(request)
+
+    def close_request(self, request: RequestType) -> None:
+        """Nothing to do: the request's socket is the server's."""
+
+
+class UnixStreamServer(TCPServer):
+    """A TCPServer on a Unix socket; the address is a path, or an abstract name in bytes."""
+
+    address_family: int = socket.AF_UNIX
+    server_address: AfUnixAddress  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            server_address: AfUnixAddress,
+            RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler],
+            bind_and_activate: bool = True,
+        ) -> None: ...
+
+
+class UnixDatagramServer(UDPServer):
+    """A UDPServer on a Unix socket; the address is a path, or an abstract name in bytes."""
+
+    address_family: int = socket.AF_UNIX
+    server_address: AfUnixAddress  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            server_address: AfUnixAddress,
+            RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler],
+            bind_and_activate: bool = True,
+        ) -> None: ...
+
+
+def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> None:
+    """Serve several servers in this thread, as each one's ``serve_forever()`` would.
+
+    A server's ``shutdown()`` ends its own part and returns; the call returns when all have
+    stopped. An exception that leaves a hook of one ends the serving of all.
+
+    Args:
+        servers: the servers; ``serve_forever()`` methods that they override are not called.
+        poll_interval: as in ``BaseServer.serve_forever()``, for each server.
+
+    Raises:
+        ValueError: a server is closed.
+        TypeError: something is no server.
+    """
+    for server in servers:
+        if not isinstance(server, BaseServer):
+            raise TypeError(f"not a fastsock server: {server!r}")
+    loop = _core.Loop(poll_interval, _DEFAULTS, _waiter())
+    try:
+        for server in dict.fromkeys(servers):
+            server._BaseServer__loop_begins()
+            loop.add(server, _control(server), server._BaseServer__loop_ended)
+        loop.run()
+    finally:
+        loop.close()
+
+
+def _control(server: Any) -> _core.Control:
+    """What the server and its loops share; also for a server whose constructor skipped ours."""
+    try:
+        return cast(_core.Control, server._fastsock)
+    except AttributeError:
+        server._fastsock = control = _core.Control()
+        return control
+
+
+def _waiter() -> _plain.Wait | None:
+    package = sys.modules[__package__]
+    return _plain.waiter(getattr(package, "_ServerSelector", _plain.ServerSelector))
+
+
+def _pair(taken: Any) -> tuple[Any, Any]:
+    request, client_address = taken
+    return request, client_address
+
+
+_DEFAULTS = _core.Defaults(
+    accept=TCPServer.get_request,
+    receive=UDPServer.get_request,
+    handle_request_noblock=BaseServer._handle_request_noblock,
+    pair=_pair,
+)
