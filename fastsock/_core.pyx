@@ -189,6 +189,7 @@ cdef class Control:
     cdef list loops
     cdef nanoseconds paused_until  # 0: not paused
     cdef nanoseconds pause
+    cdef bint for_descriptor  # the pause may end as soon as one is free again
     cdef nanoseconds logged
     cdef int aborted_in_a_row
     cdef object broken  # the OSError of a listener that is no longer one
@@ -219,20 +220,21 @@ cdef class Control:
         return 0
 
     def released(self):
-        """The server closed a descriptor of its own: a paused listener is tried at once."""
-        if self.paused_until:
+        """The server closed a descriptor of its own: a listener short of them is tried at once."""
+        if self.paused_until and self.for_descriptor:
             self.paused_until = 1
             self.wake()
 
     def start_failed(self, server, error):
         """A thread or process for a request could not be started: leave the listener alone."""
         self.start_failures += 1
-        self.back_off(server, "cannot start serving a request", error)
+        self.back_off(server, "cannot start serving a request", error, False)
 
-    cdef int back_off(self, object server, str what, object error) except -1:
+    cdef int back_off(self, object server, str what, object error, bint for_descriptor) except -1:
         cdef nanoseconds now = _now()
         self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE)
         self.paused_until = now + self.pause
+        self.for_descriptor = for_descriptor
         if self.logged == NEVER or now - self.logged >= LOG_EVERY:
             self.logged = now
             _log.warning("server on %r %s: %s; trying again in %d ms at most (failures of "
@@ -248,17 +250,17 @@ cdef class Control:
             # An overridden get_request() fails for reasons of its own (a TLS handshake).
             if number in _SHORTAGES:
                 self.count(number)
-                self.back_off(server, "cannot take a request", error)
+                self.back_off(server, "cannot take a request", error, True)
             return 0
         self.count(number)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
-            self.back_off(server, "cannot take a request", error)
+            self.back_off(server, "cannot take a request", error, True)
         else:
             self.aborted_in_a_row += 1
             if self.aborted_in_a_row >= ABORTED_IN_A_ROW:
-                self.back_off(server, "cannot take a request", error)
+                self.back_off(server, "cannot take a request", error, True)
         return 0
 
     cdef inline int count(self, object number) except -1:

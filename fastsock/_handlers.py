@@ -88,9 +88,7 @@ class StreamRequestHandler(BaseRequestHandler):
         if self.timeout is not None:
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
-            self.connection.setsockopt(
-                _socket_module.IPPROTO_TCP, _socket_module.TCP_NODELAY, True
-            )
+            self.connection.setsockopt(_socket_module.IPPROTO_TCP, _socket_module.TCP_NODELAY, True)
         self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
             self.wfile = _SocketWriter(self.connection)

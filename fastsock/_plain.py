@@ -60,4 +60,3 @@ def _through(selector_class: Any) -> Wait:
         return [key.fd for key, _ in ready]
 
     return wait
-

@@ -169,8 +169,8 @@ class BaseServer:
     def handle_request(self) -> None:
         """Handle one request, or run ``handle_timeout()`` when none came in time.
 
-        Waits for ``timeout`` seconds or the socket's own timeout, whichever is shorter. (Documented:
-        ``socketserver.BaseServer.handle_request``.)
+        Waits for ``timeout`` seconds or the socket's own timeout, whichever is shorter.
+        (Documented: ``socketserver.BaseServer.handle_request``.)
 
         Raises:
             ValueError: the server is closed.
@@ -207,7 +207,7 @@ class BaseServer:
 
     def finish_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Make an instance of RequestHandlerClass, which does the work."""
-        self.RequestHandlerClass(request, client_address, self)
+        self.RequestHandlerClass(request, client_address, self)  # type: ignore[arg-type]
 
     def shutdown_request(self, request: RequestType) -> None:
         """End one request. Overridden to do nothing, it leaves the request to the handler."""

@@ -1,0 +1,43 @@
+"""``python -m fastsock``: demo | run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import fastsock
+
+
+def main(arguments: list[str]) -> int | str | None:
+    """Run a command; return the exit status."""
+    if arguments[:1] == ["run"]:  # what follows belongs to the program: not argparse's
+        from fastsock import _run
+
+        return _run.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m fastsock", description="Python's socketserver on a Cython core."
+    )
+    parser.add_argument("--version", action="version", version=f"fastsock {fastsock.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "run",
+        help="run a program with fastsock in the place of socketserver",
+        usage="python -m fastsock run [-m] target [args ...]",
+    )
+    demo = commands.add_parser(
+        "demo", help="talk to the documented example servers, then compare two rates"
+    )
+    demo.add_argument(
+        "--seconds",
+        type=float,
+        default=6.0,
+        help="length of the load, over both implementations (default: %(default)s)",
+    )
+    chosen = parser.parse_args(arguments)
+    from fastsock import _demo
+
+    return _demo.main(chosen.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+/* Preloaded by test_failures.py: makes accept4() and recvfrom() fail as a file says.
+ *
+ * The file named by SHIM holds "<errno> <times>"; each failure counts it down. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+static int injected(void)
+{
+    const char *name = getenv("SHIM");
+    int error = 0, times = 0;
+    FILE *file = name ? fopen(name, "r+") : NULL;
+    if (!file)
+        return 0;
+    if (fscanf(file, "%d %d", &error, &times) != 2 || times <= 0)
+        error = 0;
+    else {
+        rewind(file);
+        fprintf(file, "%d %d      \n", error, times - 1);
+    }
+    fclose(file);
+    return error;
+}
+
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    static int (*real)(int, struct sockaddr *, socklen_t *, int);
+    int error = injected();
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (!real)
+        real = dlsym(RTLD_NEXT, "accept4");
+    return real(fd, address, length, flags);
+}
+
+ssize_t recvfrom(int fd, void *buffer, size_t size, int flags, struct sockaddr *address,
+                 socklen_t *length)
+{
+    static ssize_t (*real)(int, void *, size_t, int, struct sockaddr *, socklen_t *);
+    int error = injected();
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (!real)
+        real = dlsym(RTLD_NEXT, "recvfrom");
+    return real(fd, buffer, size, flags, address, length);
+}
