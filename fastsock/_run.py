@@ -75,11 +75,11 @@ def _load_path(path: str) -> tuple[CodeType, dict[str, Any]]:
         if spec is None or spec.loader is None:
             raise _CannotRunError(f"can't find '__main__' module in {path!r}", 1)
         _set_path_entry(path)
-        code = spec.loader.get_code("__main__")
+        code = spec.loader.get_code("__main__")  # type: ignore[attr-defined]
         return code, {**_names_of(spec), "__package__": ""}
     try:
         with io.open_code(path) as file:
-            code = pkgutil.read_code(file)  # type: ignore[attr-defined]
+            code = pkgutil.read_code(file)
         if code is None:
             with io.open_code(path) as file:
                 code = compile(file.read(), path, "exec", dont_inherit=True)
