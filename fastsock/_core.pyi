@@ -9,6 +9,9 @@ class Defaults:
         *,
         accept: Callable[..., Any],
         receive: Callable[..., Any],
+        verify_request: Callable[..., Any],
+        process_request: Callable[..., Any],
+        finish_request: Callable[..., Any],
         handle_request_noblock: Callable[..., Any],
         pair: Callable[[Any], tuple[Any, Any]],
     ) -> None: ...
@@ -31,7 +34,7 @@ class Loop:
     def run(self) -> None: ...
     def close(self) -> None: ...
 
-def dispatch(server: Any, control: Control, defaults: Defaults, native: bool) -> None: ...
+def dispatch(server: Any, control: Control, defaults: Defaults) -> None: ...
 def handle_one(
     server: Any,
     control: Control,

@@ -149,21 +149,28 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 cdef class Defaults:
-    """The functions that the core may stand in for, to recognise a server that has overridden none.
+    """The functions that the core may stand in for, to know a server that has overridden none.
 
-    accept: the get_request of the stream servers; receive: that of the datagram servers;
-    handle_request_noblock: the BaseServer's, which is dispatch() again. pair: a Python function
-    that unpacks what an overridden get_request returned, with Python's own error messages.
+    accept: the get_request of the stream servers; receive: that of the datagram servers; the
+    others: the BaseServer's methods of these names. pair: a Python function that unpacks what an
+    overridden get_request returned, with Python's own error messages.
     """
 
     cdef object accept
     cdef object receive
+    cdef object verify_request
+    cdef object process_request
+    cdef object finish_request
     cdef object handle_request_noblock
     cdef object pair
 
-    def __init__(self, *, accept, receive, handle_request_noblock, pair):
+    def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
+                 handle_request_noblock, pair):
         self.accept = accept
         self.receive = receive
+        self.verify_request = verify_request
+        self.process_request = process_request
+        self.finish_request = finish_request
         self.handle_request_noblock = handle_request_noblock
         self.pair = pair
 
@@ -267,22 +274,27 @@ cdef class Control:
         self.accept_errors[number] = self.accept_errors.get(number, 0) + 1
         return 0
 
-    cdef inline void took_one(self) noexcept:
+    cdef void took_one(self) noexcept:
         self.aborted_in_a_row = 0
-        self.broken = None
+        if self.for_descriptor:
+            self.resume()
+
+    cdef inline void resume(self) noexcept:
+        self.pause = 0
+        self.paused_until = 0
 
 
-cdef bint _dispatch(object server, Control control, Defaults defaults, bint native) except -1:
+cdef bint _dispatch(object server, Control control, Defaults defaults) except -1:
     """Take one request and run it through the hooks; false when there was none after all."""
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
     try:
         get_request = server.get_request
-        if native and _is_default(get_request, server, defaults.accept):
+        if _is_default(get_request, server, defaults.accept):
             source = server.socket
             by_core = can_accept(source)
             taken = accept_connection(source) if by_core else get_request()
-        elif native and _is_default(get_request, server, defaults.receive):
+        elif _is_default(get_request, server, defaults.receive):
             source = server.socket
             size = server.max_packet_size
             by_core = can_receive(source, size)
@@ -301,7 +313,9 @@ cdef bint _dispatch(object server, Control control, Defaults defaults, bint nati
     control.took_one()
 
     try:
-        verified = bool(server.verify_request(request, client_address))
+        hook = server.verify_request
+        verified = (_is_default(hook, server, defaults.verify_request)
+                    or bool(hook(request, client_address)))
     except BaseException:
         server.shutdown_request(request)
         raise
@@ -309,7 +323,11 @@ cdef bint _dispatch(object server, Control control, Defaults defaults, bint nati
         server.shutdown_request(request)
         return True
     try:
-        server.process_request(request, client_address)
+        hook = server.process_request
+        if _is_default(hook, server, defaults.process_request):
+            _process(server, defaults, request, client_address)
+        else:
+            hook(request, client_address)
     except Exception:
         try:
             server.handle_error(request, client_address)
@@ -319,14 +337,25 @@ cdef bint _dispatch(object server, Control control, Defaults defaults, bint nati
         server.shutdown_request(request)
         raise
     if control.start_failures == failed_starts:
-        control.pause = 0
-        control.paused_until = 0
+        control.resume()
     return True
 
 
-def dispatch(server, Control control not None, Defaults defaults not None, native):
+cdef inline int _process(object server, Defaults defaults, object request,
+                         object client_address) except -1:
+    """BaseServer.process_request() and, if it is untouched too, finish_request()."""
+    hook = server.finish_request
+    if _is_default(hook, server, defaults.finish_request):
+        server.RequestHandlerClass(request, client_address, server)
+    else:
+        hook(request, client_address)
+    server.shutdown_request(request)
+    return 0
+
+
+def dispatch(server, Control control not None, Defaults defaults not None):
     """Handle one request of a readable server, as BaseServer._handle_request_noblock() does."""
-    _dispatch(server, control, defaults, native)
+    _dispatch(server, control, defaults)
 
 
 cdef class _Entry:
@@ -511,10 +540,10 @@ cdef class Loop:
             if events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
             elif events and (index == 1 or self.is_current(entry, index)):
+                control.broken = None
                 took = self.dispatch(entry)
                 if control.broken is not None:
-                    error, control.broken = control.broken, None
-                    entry.fails(error)
+                    entry.fails(control.broken)
                 else:
                     entry.broken_until = 0
             elif self.polled[index].fd >= 0:
@@ -532,7 +561,7 @@ cdef class Loop:
     cdef bint dispatch(self, _Entry entry) except -1:
         noblock = entry.server._handle_request_noblock
         if _is_default(noblock, entry.server, self.defaults.handle_request_noblock):
-            return _dispatch(entry.server, entry.control, self.defaults, self.wait is None)
+            return _dispatch(entry.server, entry.control, self.defaults)
         noblock()
         return True
 
@@ -576,7 +605,7 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
             noblock = server._handle_request_noblock
             if not _is_default(noblock, server, defaults.handle_request_noblock):
                 return True, noblock()
-            if _dispatch(server, control, defaults, wait is None):
+            if _dispatch(server, control, defaults):
                 return True, None
         if deadline != NEVER and _now() >= deadline:
             return False, None

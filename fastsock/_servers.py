@@ -188,7 +188,7 @@ class BaseServer:
 
     def _handle_request_noblock(self) -> None:
         """Take one request, which is there already, and run the hooks on it."""
-        _core.dispatch(self, _control(self), _DEFAULTS, _waiter() is None)
+        _core.dispatch(self, _control(self), _DEFAULTS)
 
     def handle_timeout(self) -> None:
         """Called by ``handle_request()`` when no request came in time. May be overridden."""
@@ -438,15 +438,16 @@ def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> No
 
 def _control(server: Any) -> _core.Control:
     """What the server and its loops share; also for a server whose constructor skipped ours."""
+    control: _core.Control
     try:
-        return cast(_core.Control, server._fastsock)
+        control = server._fastsock
     except AttributeError:
         server._fastsock = control = _core.Control()
-        return control
+    return control
 
 
 def _waiter() -> _plain.Wait | None:
-    package = sys.modules[__package__]
+    package = sys.modules.get(__package__)
     return _plain.waiter(getattr(package, "_ServerSelector", _plain.ServerSelector))
 
 
@@ -458,6 +459,9 @@ def _pair(taken: Any) -> tuple[Any, Any]:
 _DEFAULTS = _core.Defaults(
     accept=TCPServer.get_request,
     receive=UDPServer.get_request,
+    verify_request=BaseServer.verify_request,
+    process_request=BaseServer.process_request,
+    finish_request=BaseServer.finish_request,
     handle_request_noblock=BaseServer._handle_request_noblock,
     pair=_pair,
 )
