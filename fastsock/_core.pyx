@@ -232,22 +232,30 @@ cdef class Control:
             self.paused_until = 1
             self.wake()
 
-    def start_failed(self, server, error):
-        """A thread or process for a request could not be started: leave the listener alone."""
-        self.start_failures += 1
-        self.back_off(server, "cannot start serving a request", error, False)
+    def start_failed(self):
+        """A thread or process for a request could not be started: leave the listener alone.
 
-    cdef int back_off(self, object server, str what, object error, bint for_descriptor) except -1:
+        handle_error() reports it, since the failure leaves process_request().
+        """
+        self.start_failures += 1
+        self.back_off(False)
+
+    cdef nanoseconds back_off(self, bint for_descriptor) noexcept:
         cdef nanoseconds now = _now()
         self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE)
         self.paused_until = now + self.pause
         self.for_descriptor = for_descriptor
+        return now
+
+    cdef int cannot_take(self, object server, object error) except -1:
+        cdef nanoseconds now = self.back_off(True)
         if self.logged == NEVER or now - self.logged >= LOG_EVERY:
             self.logged = now
-            _log.warning("server on %r %s: %s; trying again in %d ms at most (failures of "
-                         "accept by errno: %r, of starting: %d)",
-                         getattr(server, "server_address", None), what, error,
-                         LONGEST_PAUSE // MILLISECOND, self.accept_errors, self.start_failures)
+            _log.warning("server on %r cannot take a request: %s; trying again after %d ms, "
+                         "later %d ms (failures so far, by errno: %r)",
+                         getattr(server, "server_address", None), error,
+                         self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND,
+                         self.accept_errors)
         return 0
 
     cdef int refused(self, object server, object error, bint native) except -1:
@@ -257,17 +265,17 @@ cdef class Control:
             # An overridden get_request() fails for reasons of its own (a TLS handshake).
             if number in _SHORTAGES:
                 self.count(number)
-                self.back_off(server, "cannot take a request", error, True)
+                self.cannot_take(server, error)
             return 0
         self.count(number)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
-            self.back_off(server, "cannot take a request", error, True)
+            self.cannot_take(server, error)
         else:
             self.aborted_in_a_row += 1
             if self.aborted_in_a_row >= ABORTED_IN_A_ROW:
-                self.back_off(server, "cannot take a request", error, True)
+                self.cannot_take(server, error)
         return 0
 
     cdef inline int count(self, object number) except -1:

@@ -13,10 +13,10 @@ from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStre
 from fastsock._types import RequestType, RetAddress
 
 
-def _start_failed(server: Any, error: BaseException) -> None:
+def _start_failed(server: Any) -> None:
     control = getattr(server, "_fastsock", None)  # none if mixed into a foreign server
     if isinstance(control, _core.Control):
-        control.start_failed(server, error)
+        control.start_failed()
 
 
 class ForkingMixIn:
@@ -75,8 +75,8 @@ class ForkingMixIn:
         """
         try:
             pid = os.fork()
-        except OSError as error:
-            _start_failed(self, error)
+        except OSError:
+            _start_failed(self)
             raise
         if pid:
             if self.active_children is None:
@@ -204,7 +204,7 @@ class ThreadingMixIn:
                 with contextlib.suppress(ValueError):
                     self._threads.remove(thread)
             if isinstance(error, Exception):
-                _start_failed(self, error)
+                _start_failed(self)
             raise
 
     def server_close(self) -> None:

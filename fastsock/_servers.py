@@ -234,17 +234,21 @@ class BaseServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        self.server_close()
+    if TYPE_CHECKING:  # as in typeshed
 
-    if TYPE_CHECKING:  # expected of subclasses, as in typeshed
+        def __exit__(
+            self,
+            exc_type: type[BaseException] | None,
+            exc_val: BaseException | None,
+            exc_tb: TracebackType | None,
+        ) -> None: ...
 
-        def get_request(self) -> tuple[Any, Any]: ...
+        def get_request(self) -> tuple[Any, Any]: ...  # expected of subclasses
+
+    else:
+
+        def __exit__(self, *args):
+            self.server_close()
 
 
 class TCPServer(BaseServer):
