@@ -116,7 +116,7 @@ def _wait_for_any(pids: Iterable[int]) -> None:
         _plain.wait(descriptors, -1)
     except ProcessLookupError:
         pass  # collected by someone else already
-    except OSError:
+    except (OSError, AttributeError):
         _plain.wait([], 10)
     finally:
         for descriptor in descriptors:

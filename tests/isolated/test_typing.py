@@ -1,0 +1,189 @@
+"""A program type-checks with fastsock as with typeshed's socketserver; and hints at run time."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.machinery
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+from programs import Programs
+
+PROGRAMS = sorted((Path(__file__).resolve().parent.parent / "typing").glob("*.py"))
+NAMES = [path.stem for path in PROGRAMS]
+RIGHT = {"handlers", "servers"}
+
+
+@pytest.fixture(scope="module")
+def fastsock() -> ModuleType:
+    return importlib.import_module("fastsock")
+
+
+# --- mypy
+
+Report = dict[str, list[str]]  # program -> lines
+
+
+@pytest.fixture(scope="module")
+def checked(
+    package_parent: Path | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Report, Report]]:
+    """What mypy --strict says of each program, with socketserver and with fastsock."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    programs = Programs(tmp_path_factory.mktemp("typing"), None)
+    if package_parent is not None:
+        programs.environment["MYPYPATH"] = str(package_parent)
+    for path in PROGRAMS:
+        text, count = re.subn(
+            r"^import socketserver$",
+            "import fastsock as socketserver",
+            path.read_text(),
+            flags=re.M,
+        )
+        assert count == 1, path
+        programs.write(f"std_{path.name}", path.read_bytes())
+        text = text.replace("from socketserver import", "from fastsock import")
+        programs.write(f"fast_{path.name}", text)
+    options = ["--strict", "--follow-imports=silent", "--no-error-summary", "--config-file="]
+    files = sorted(file.name for file in programs.folder.glob("*.py"))
+    found = programs.run("-m", "mypy", *options, *files)
+    programs.close()
+    assert (found.status, found.err) == (1, "")  # 1: there are errors, as there should be
+    yield report("std", found.out), report("fast", found.out)
+
+
+def report(prefix: str, text: str) -> Report:
+    lines: Report = {name: [] for name in NAMES}
+    for line in text.splitlines():
+        file, _, message = line.partition(":")
+        implementation, _, name = file.removesuffix(".py").partition("_")
+        assert implementation in ("std", "fast"), line
+        if implementation == prefix:
+            lines[name].append(re.sub(r"\bfastsock(\._\w+)?\b", "socketserver", message))
+    return lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checked_alike(checked: tuple[Report, Report], name: str) -> None:
+    standard, ours = checked[0][name], checked[1][name]
+    assert ours == standard
+    assert (standard == []) == (name in RIGHT)
+
+
+def test_mistakes_are_found(checked: tuple[Report, Report]) -> None:
+    """Else nothing would have been compared."""
+    errors = [line for line in checked[1]["wrong"] if " error: " in line]
+    assert len(errors) >= 60
+    revealed = checked[1]["revealed"]
+    assert len(revealed) == (Path(PROGRAMS[0].parent) / "revealed.py").read_text().count("reveal_")
+    assert sum('"Any"' in line for line in revealed) == 3  # request, client_address, connection
+
+
+# --- at run time
+
+
+def members(owner: Any) -> Iterator[tuple[str, Any]]:
+    """The functions of a class, those behind properties and decorators too."""
+    for name, value in vars(owner).items():
+        for part in ("fget", "fset", "__func__"):
+            if isinstance(getattr(value, part, None), FunctionType):
+                yield name, getattr(value, part)
+        if isinstance(value, FunctionType):
+            yield name, value
+
+
+def test_hints_at_run_time(fastsock: ModuleType) -> None:
+    """typing.get_type_hints() works on all public classes, their methods, and functions."""
+    classes = [value for value in vars(fastsock).values() if isinstance(value, type)]
+    functions = [value for value in vars(fastsock).values() if isinstance(value, FunctionType)]
+    assert {*fastsock.__all__} <= {each.__name__ for each in (*classes, *functions)}
+    seen = 0
+    for owner in classes:
+        typing.get_type_hints(owner)
+        typing.get_type_hints(owner, include_extras=True)
+        for name, function in members(owner):
+            hints = typing.get_type_hints(function)
+            assert "return" in hints or not function.__annotations__, (owner, name)
+            seen += bool(hints)
+    for function in functions:
+        assert "return" in typing.get_type_hints(function), function
+    assert seen >= 60
+
+
+def test_hints_are_those_of_the_documentation(fastsock: ModuleType) -> None:
+    hints = typing.get_type_hints(fastsock.ThreadingUnixStreamServer)
+    assert hints["timeout"] == (float | None)
+    assert hints["daemon_threads"] is bool
+    assert hints["request_queue_size"] is int
+    hints = typing.get_type_hints(fastsock.BaseServer.serve_forever)
+    assert hints == {"poll_interval": float, "return": type(None)}
+    hints = typing.get_type_hints(fastsock.BaseRequestHandler)
+    assert hints["server"] in (Any, fastsock.BaseServer)
+
+
+def test_hints_of_a_programs_classes(fastsock: ModuleType) -> None:
+    """Inherited ones are resolved where they were written, not where they are inherited."""
+
+    class Server(fastsock.ThreadingTCPServer):  # type: ignore[name-defined,misc]
+        own: int = 3
+
+    hints = typing.get_type_hints(Server)
+    assert hints["own"] is int
+    assert hints["request_queue_size"] is int
+
+
+# --- what is installed
+
+
+@functools.cache
+def folder(package: ModuleType) -> Path:
+    return Path(str(package.__file__)).parent
+
+
+def extensions(package: ModuleType) -> dict[str, Path]:
+    """The extension modules beside __init__.py, by name."""
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    found = {}
+    for path in folder(package).rglob("*.so"):
+        assert any(path.name.endswith(suffix) for suffix in suffixes), path
+        found[path.name.partition(".")[0]] = path
+    return found
+
+
+def test_typed_marker_and_stubs_are_installed(fastsock: ModuleType) -> None:
+    assert (folder(fastsock) / "py.typed").is_file()
+    found = extensions(fastsock)
+    assert "_core" in found
+    for name, path in found.items():
+        assert (path.parent / f"{name}.pyi").is_file(), f"{name} has no stub"
+    for stub in folder(fastsock).rglob("*.pyi"):
+        assert stub.stem in found, f"{stub.name} is a stub of nothing"
+
+
+def stubbed(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """The names that a stub defines, without what it imports."""
+    found: dict[str, ast.stmt] = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node
+    return found
+
+
+def test_stubs_say_what_is_there(fastsock: ModuleType) -> None:
+    """Every name in the stub of an extension module, and in its classes, exists."""
+    for name, path in extensions(fastsock).items():
+        module = importlib.import_module(f"fastsock.{name}")
+        stub = stubbed(ast.parse((path.parent / f"{name}.pyi").read_text()).body)
+        assert set(stub) <= set(vars(module)), name
+        for key, node in stub.items():
+            if isinstance(node, ast.ClassDef):
+                assert set(stubbed(node.body)) <= set(vars(getattr(module, key))), (name, key)

@@ -1,0 +1,205 @@
+"""Imports in fastsock/ go downward only, and never out of the standard library.
+
+The table is the layering. Compiled or not, a module is looked at as source; what stands under
+``if TYPE_CHECKING`` and in stubs does not count, since nothing is imported there at run time.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "fastsock"
+
+# From the bottom to the top: module -> modules of fastsock that it may import.
+NATIVE: dict[str, set[str]] = {
+    "_sys": set(),
+    "_accept": {"_sys"},
+    "_core": {"_sys", "_accept"},
+}
+LAYERS: dict[str, set[str]] = {
+    **NATIVE,
+    "_plain": set(),
+    "_types": set(),
+    "_handlers": {"_types"},
+    "_servers": {"_core", "_plain", "_types", "_handlers"},
+    "_mixins": {"_core", "_plain", "_types", "_handlers", "_servers"},
+    "_replace": {"_servers", "_mixins", "_handlers"},
+    "_run": {"_replace"},
+    "__init__": {"_plain", "_types", "_handlers", "_servers", "_mixins", "_replace"},
+    # Programs, which use the package as anybody does, and that nothing but __main__ imports:
+    "_demo": {"__init__"},
+    "__main__": {"__init__", "_run", "_demo"},
+}
+CYTHON = {"cpython", "cython", "libc", "posix"}  # what Cython itself brings along
+SUFFIXES = {".py", ".pyx", ".pxd"}
+
+Import = tuple[str, str]  # a module, and a name imported from it, or ''
+
+
+# --- what a file imports
+
+
+def imports_of_python(text: str) -> Iterator[Import]:
+    """Also those in functions; not those under TYPE_CHECKING."""
+    waiting: list[ast.AST] = [ast.parse(text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "fastsock" * bool(node.level) + "." * bool(node.level and node.module)
+            yield from ((module + (node.module or ""), alias.name) for alias in node.names)
+        elif isinstance(node, ast.If) and is_type_checking(node.test):
+            waiting.extend(node.orelse)
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
+
+
+DOCSTRING = re.compile(r'"""(?:.|\n)*?"""')
+PLAIN = re.compile(r"^[ \t]*c?import[ \t]+([^#\n]+)", re.MULTILINE)
+FROM = re.compile(r"^[ \t]*from[ \t]+([\w.]+)[ \t]+c?import[ \t]*(\([^)]*\)|[^#\n]+)", re.MULTILINE)
+EXTERN = re.compile(r"^[ \t]*cdef[ \t]+extern[ \t]+from[ \t]+.*", re.MULTILINE)
+INCLUDE = re.compile(r"^[ \t]*include[ \t]+\"", re.MULTILINE)
+
+
+def imports_of_cython(text: str) -> Iterator[Import]:
+    """Of import and cimport statements."""
+    text = EXTERN.sub("", DOCSTRING.sub("", text)).replace("\\\n", " ")
+    assert not INCLUDE.search(text), "textual include: say what is imported instead"
+    for names in PLAIN.findall(text):
+        yield from ((name.split()[0], "") for name in names.split(","))
+    for module, names in FROM.findall(text):
+        if module.startswith("."):
+            module = f"fastsock{module.rstrip('.') if module.strip('.') else ''}"
+        for name in re.sub(r"#[^\n]*", "", names).strip("() \t\n").split(","):
+            if name.strip():
+                yield module, name.split()[0]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    read = imports_of_python if path.suffix == ".py" else imports_of_cython
+    yield from read(path.read_text())
+
+
+def inside(imported: Import, modules: set[str]) -> str | None:
+    """The module of fastsock that is imported; None if it is somebody else's."""
+    package, _, module = imported[0].partition(".")
+    if package != "fastsock":
+        return None
+    if module:
+        return module
+    return imported[1] if imported[1] in modules else "__init__"
+
+
+# --- what it may import
+
+
+def modules_of(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in SUFFIXES:
+            found.setdefault(".".join(path.relative_to(folder).with_suffix("").parts), []).append(
+                path
+            )
+    return found
+
+
+def violations(folder: Path) -> list[str]:
+    modules = modules_of(folder)
+    known = set(modules) | set(LAYERS)
+    found = []
+    for module, paths in modules.items():
+        if module not in LAYERS:
+            found.append(f"{module}: unknown; add it to the table LAYERS in tests/test_layers.py")
+            continue
+        outside = sys.stdlib_module_names | (CYTHON if module in NATIVE else set())
+        for path in paths:
+            for imported in imports_of(path):
+                name = inside(imported, known)
+                if name is None and imported[0].partition(".")[0] not in outside:
+                    found.append(f"{path.name}: imports {imported[0]}, not of the standard library")
+                elif name is not None and name not in LAYERS[module] | {module}:
+                    found.append(f"{path.name}: imports fastsock.{name}, which is not below it")
+    return found
+
+
+def test_imports_go_downward() -> None:
+    assert SOURCE.is_dir()
+    assert violations(SOURCE) == []
+
+
+def test_no_module_of_the_table_is_missing() -> None:
+    assert sorted(LAYERS) == sorted(modules_of(SOURCE))
+
+
+def test_the_table_goes_downward() -> None:
+    """Each module stands above all that it may import; native ones know native ones only."""
+    below: set[str] = set()
+    for module, allowed in LAYERS.items():
+        assert allowed <= below, module
+        below.add(module)
+    for module, allowed in NATIVE.items():
+        assert allowed <= set(NATIVE), module
+
+
+# --- the test itself sees what it should
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("_plain.py", "import fastsock\n", "imports fastsock.__init__"),
+        ("_plain.py", "def f():\n    from fastsock import _core\n", "imports fastsock._core"),
+        ("_plain.py", "from fastsock._core import Loop\n", "imports fastsock._core"),
+        ("_plain.py", "from . import _core\n", "imports fastsock._core"),
+        ("_plain.py", "from ._core import Loop\n", "imports fastsock._core"),
+        ("_plain.py", "import fastsock._core as c\n", "imports fastsock._core"),
+        ("_servers.py", "from fastsock import BaseServer\n", "imports fastsock.__init__"),
+        ("_run.py", "import gevent.monkey\n", "imports gevent.monkey"),
+        ("_types.py", "if TYPE_CHECKING:\n    import a\nelse:\n    import b\n", "imports b"),
+        ("_core.pyx", "from fastsock import _plain\n", "imports fastsock._plain"),
+        ("_core.pyx", "from fastsock cimport _servers\n", "imports fastsock._servers"),
+        ("_core.pyx", "cimport fastsock._servers\n", "imports fastsock._servers"),
+        ("_core.pyx", "cdef f():\n    import fastsock._run\n", "imports fastsock._run"),
+        ("_core.pyx", "import os, numpy as np\n", "imports numpy"),
+        ("_core.pyx", "from fastsock cimport (_sys,\n    _accept, _types)\n", "fastsock._types"),
+        ("_core.pyx", "from ._types import Any\n", "imports fastsock._types"),
+        ("_accept.pxd", "from fastsock._core cimport Loop\n", "imports fastsock._core"),
+        ("_new.py", "", "add it to the table"),
+        ("new/module.py", "", "add it to the table"),
+    ],
+)
+def test_a_violation_is_found(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("_types.py", "if TYPE_CHECKING:\n    from _typeshed import x\n"),
+        ("_types.py", "if typing.TYPE_CHECKING:\n    from fastsock._core import Loop\n"),
+        ("_servers.py", "import os.path\nfrom fastsock import _core, _plain\n"),
+        ("_servers.py", "from . import _core\nfrom ._plain import wait\n"),
+        ("_core.pyx", 'import math\nfrom libc.stdlib cimport free\ncdef extern from "a.h": pass\n'),
+        ("_core.pyx", '"""\nimport nothing\nfrom where import it\n"""\n# import this\n'),
+        ("_core.pyx", "from fastsock cimport _sys  # the import of gevent\n"),
+    ],
+)
+def test_what_is_allowed(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert violations(tmp_path) == []
