@@ -15,6 +15,7 @@ import os
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.method cimport PyMethod_Check, PyMethod_GET_FUNCTION, PyMethod_GET_SELF
 from cpython.ref cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
@@ -200,6 +201,7 @@ cdef class Control:
     cdef nanoseconds logged
     cdef int aborted_in_a_row
     cdef object broken  # the OSError of a listener that is no longer one
+    cdef object held  # what is polled in the listener's place, or None
     cdef readonly dict accept_errors
     cdef readonly unsigned long long start_failures
 
@@ -231,6 +233,28 @@ cdef class Control:
         if self.paused_until and self.for_descriptor:
             self.paused_until = 1
             self.wake()
+
+    def hold(self, instead):
+        """Poll something else in the listener's place until it is readable; then close it.
+
+        service_actions() runs then, which may hold again. Returns False, and holds nothing,
+        where no loop runs in the calling thread that could wait for it.
+
+        instead: an object with fileno() and close(), owned by the loop from here on.
+        """
+        cdef Loop loop
+        for loop in self.loops:
+            if loop.thread == PyThread_get_thread_ident():
+                self.let_go()
+                self.held = instead
+                return True
+        return False
+
+    cdef int let_go(self) except -1:
+        held, self.held = self.held, None
+        if held is not None:
+            held.close()
+        return 0
 
     def start_failed(self):
         """A thread or process for a request could not be started: leave the listener alone.
@@ -395,6 +419,7 @@ cdef class Loop:
     """
 
     cdef Wakeup wakeup
+    cdef unsigned long thread
     cdef list entries
     cdef nanoseconds interval
     cdef object wait
@@ -407,6 +432,7 @@ cdef class Loop:
         self.defaults = defaults
         self.wait = wait
         self.wakeup = Wakeup()
+        self.thread = PyThread_get_thread_ident()
         self.entries = []
         _running.add(self)
 
@@ -469,6 +495,7 @@ cdef class Loop:
     cdef int drop(self, Py_ssize_t index) except -1:
         cdef _Entry entry = self.entries.pop(index)
         entry.control.loops.remove(self)
+        entry.control.let_go()
         entry.ended()
         return 0
 
@@ -496,6 +523,8 @@ cdef class Loop:
                 entry.actions_at = NEVER if self.interval == NEVER else now + self.interval
             if entry.control.paused_until > now:
                 descriptor = -1
+            elif entry.control.held is not None:
+                descriptor = entry.control.held.fileno()
             elif descriptor < 0:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
@@ -545,7 +574,10 @@ cdef class Loop:
                 continue
             events = self.polled[index].revents
             took = False
-            if events & _sys.POLLNVAL:
+            if events and control.held is not None:
+                control.let_go()
+                took = True
+            elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
             elif events and (index == 1 or self.is_current(entry, index)):
                 control.broken = None

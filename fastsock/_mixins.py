@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,11 @@ def _start_failed(server: Any) -> None:
     control = getattr(server, "_fastsock", None)  # none if mixed into a foreign server
     if isinstance(control, _core.Control):
         control.start_failed()
+
+
+def _hold(server: Any, instead: _core.Pollable) -> bool:
+    control = getattr(server, "_fastsock", None)
+    return isinstance(control, _core.Control) and control.hold(instead)
 
 
 class ForkingMixIn:
@@ -39,14 +45,27 @@ class ForkingMixIn:
     def collect_children(self, *, blocking: bool = False) -> None:
         """Collect children that have ended, by their own pids: never somebody else's child.
 
-        Waits until fewer than max_children are left; with blocking, until none is.
+        Waits until fewer than max_children are left; with blocking, until none is. Called by
+        the loop, it leaves the waiting to that: nothing is accepted until a child has ended.
         """
         if self.active_children is None:
             return
+        self.__collect(os.WNOHANG)
         while self.active_children and len(self.active_children) >= self.max_children:
-            _wait_for_any(self.active_children)
+            try:
+                any_child = _AnyChild(self.active_children)
+            except ProcessLookupError:
+                pass  # collected by someone else already
+            except (OSError, AttributeError):
+                _plain.wait([], 10)  # pidfds are refused, or descriptors have run out
+            else:
+                if not blocking and _hold(self, any_child):
+                    return
+                with contextlib.closing(any_child):
+                    _plain.wait([any_child.fileno()], -1)
             self.__collect(os.WNOHANG)
-        self.__collect(0 if blocking else os.WNOHANG)
+        if blocking:
+            self.__collect(0)
 
     def __collect(self, flags: int) -> None:
         assert self.active_children is not None
@@ -103,24 +122,30 @@ class ForkingMixIn:
         self.collect_children(blocking=self.block_on_close)
 
 
-def _wait_for_any(pids: Iterable[int]) -> None:
-    """Wait until one of these children has ended, without collecting it.
+class _AnyChild:
+    """A descriptor that becomes readable when one of these children has ended.
 
-    A pidfd becomes readable when its process ends (pidfd_open(2)). Where they are refused, the
-    wait is for a hundredth of a second.
+    An epoll(7) over their pidfds (pidfd_open(2)). Collects none of them.
     """
-    descriptors: list[int] = []
-    try:
-        for pid in pids:
-            descriptors.append(os.pidfd_open(pid))
-        _plain.wait(descriptors, -1)
-    except ProcessLookupError:
-        pass  # collected by someone else already
-    except (OSError, AttributeError):
-        _plain.wait([], 10)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pidfds: list[int] = []
+        self._epoll = select.epoll()
+        try:
+            for pid in pids:
+                self._pidfds.append(os.pidfd_open(pid))
+                self._epoll.register(self._pidfds[-1], select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        self._epoll.close()
+        while self._pidfds:
+            os.close(self._pidfds.pop())
 
 
 class _Threads(list[threading.Thread]):

@@ -265,9 +265,11 @@ def test_address_family(
     family = socket.AF_INET6
     base = set_somewhere(kind.server(ss), where, monkeypatch, "address_family", family)
     try:
-        server = make(base, upper(kind.handler(ss)), address=("::1", 0))
+        with socket.socket(family) as sock:
+            sock.bind(("::1", 0))
     except OSError as error:
         pytest.skip(f"no IPv6: {error}")
+    server = make(base, upper(kind.handler(ss)), address=("::1", 0))
     assert server.socket.family == family
     assert server.server_address[0] == "::1"
     assert len(server.server_address) == 4

@@ -39,6 +39,7 @@ def test_shutdown(ss: ModuleType, kind: Kind, make: Make) -> None:
     for _ in range(3):
         thread = Background(server.serve_forever, 0.01)
         assert ask(server) == b"HELLO\n"
+        assert not server._BaseServer__is_shut_down.is_set()
         assert server.shutdown() is None
         assert server._BaseServer__is_shut_down.is_set()
         thread.result()

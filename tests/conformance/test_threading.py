@@ -61,9 +61,11 @@ class Gate:
 
     def handle(self) -> None:
         self.threads.append(threading.current_thread())
+        number = len(self.threads)
         self.begun.release()
         assert self.release.wait(TIMEOUT)
-        time.sleep(0.02)  # work that a server_close() which doesn't join would miss
+        # work that a server_close() which doesn't join them all would miss
+        time.sleep(0.01 * min(number, 3))
         self.finished.append("done")
 
     def wait_begun(self, count: int = 1) -> None:
