@@ -24,7 +24,7 @@ DIRECTIVES = {
 DEBUG = os.environ.get("FASTSOCK_DEBUG", "") not in ("", "0")
 CFLAGS = ["-O0", "-g3", "-UNDEBUG"] if DEBUG else ["-O2"]
 
-EXTENSIONS = ["_accept", "_core"]
+EXTENSIONS = ["_accept", "_control", "_core"]
 
 setup(
     ext_modules=cythonize(

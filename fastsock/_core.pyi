@@ -1,35 +1,8 @@
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from fastsock._control import Control, Defaults
 from fastsock._plain import Wait
-
-class Pollable(Protocol):
-    def fileno(self) -> int: ...
-    def close(self) -> None: ...
-
-class Defaults:
-    def __init__(
-        self,
-        *,
-        accept: Callable[..., Any],
-        receive: Callable[..., Any],
-        verify_request: Callable[..., Any],
-        process_request: Callable[..., Any],
-        finish_request: Callable[..., Any],
-        handle_request_noblock: Callable[..., Any],
-        pair: Callable[[Any], tuple[Any, Any]],
-    ) -> None: ...
-
-class Control:
-    stop: Any
-    @property
-    def accept_errors(self) -> dict[int, int]: ...
-    @property
-    def start_failures(self) -> int: ...
-    def __init__(self) -> None: ...
-    def released(self) -> None: ...
-    def hold(self, instead: Pollable) -> bool: ...
-    def start_failed(self) -> None: ...
 
 class Loop:
     def __init__(
@@ -39,7 +12,6 @@ class Loop:
     def run(self) -> None: ...
     def close(self) -> None: ...
 
-def dispatch(server: Any, control: Control, defaults: Defaults) -> None: ...
 def handle_one(
     server: Any,
     control: Control,

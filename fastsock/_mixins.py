@@ -9,20 +9,21 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from fastsock import _core, _plain
+from fastsock import _plain
+from fastsock._control import Control
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._types import RequestType, RetAddress
 
 
 def _start_failed(server: Any) -> None:
     control = getattr(server, "_fastsock", None)  # none if mixed into a foreign server
-    if isinstance(control, _core.Control):
+    if isinstance(control, Control):
         control.start_failed()
 
 
-def _hold(server: Any, instead: _core.Pollable) -> bool:
+def _hold(server: Any, instead: _AnyChild) -> bool:
     control = getattr(server, "_fastsock", None)
-    return isinstance(control, _core.Control) and control.hold(instead)
+    return isinstance(control, Control) and control.hold(instead)
 
 
 class ForkingMixIn:

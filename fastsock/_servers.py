@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fastsock import _core, _plain
+from fastsock._control import Control, Defaults, dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._types import (
     Address,
@@ -101,7 +102,7 @@ class BaseServer:
     server_address: Address
     timeout: float | None = None
     RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler]
-    _fastsock: _core.Control
+    _fastsock: Control
 
     def __init__(
         self,
@@ -117,11 +118,11 @@ class BaseServer:
     @property
     def __shutdown_request(self) -> bool:
         """Whether the loop was asked to stop; assigning a true value wakes it."""
-        return cast(bool, _control(self).stop)
+        return cast(bool, _control_of(self).stop)
 
     @__shutdown_request.setter
     def __shutdown_request(self, value: bool) -> None:
-        _control(self).stop = value
+        _control_of(self).stop = value
 
     def server_activate(self) -> None:
         """Called by the constructor of servers with a socket. May be overridden."""
@@ -183,12 +184,12 @@ class BaseServer:
                 timeout = by_socket
             elif by_socket is not None:
                 timeout = min(by_socket, timeout)
-        handled, result = _core.handle_one(self, _control(self), _DEFAULTS, timeout, _waiter())
+        handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, _waiter())
         return cast(None, result) if handled else self.handle_timeout()
 
     def _handle_request_noblock(self) -> None:
         """Take one request, which is there already, and run the hooks on it."""
-        _core.dispatch(self, _control(self), _DEFAULTS)
+        dispatch(self, _control_of(self), _DEFAULTS)
 
     def handle_timeout(self) -> None:
         """Called by ``handle_request()`` when no request came in time. May be overridden."""
@@ -348,7 +349,7 @@ class TCPServer(BaseServer):
     def close_request(self, request: RequestType) -> None:
         """Close the connection."""
         request.close()  # type: ignore[union-attr]
-        _control(self).released()
+        _control_of(self).released()
 
 
 class UDPServer(TCPServer):
@@ -434,19 +435,19 @@ def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> No
     try:
         for server in dict.fromkeys(servers):
             server._BaseServer__loop_begins()
-            loop.add(server, _control(server), server._BaseServer__loop_ended)
+            loop.add(server, _control_of(server), server._BaseServer__loop_ended)
         loop.run()
     finally:
         loop.close()
 
 
-def _control(server: Any) -> _core.Control:
+def _control_of(server: Any) -> Control:
     """What the server and its loops share; also for a server whose constructor skipped ours."""
-    control: _core.Control
+    control: Control
     try:
         control = server._fastsock
     except AttributeError:
-        server._fastsock = control = _core.Control()
+        server._fastsock = control = Control()
     return control
 
 
@@ -460,7 +461,7 @@ def _pair(taken: Any) -> tuple[Any, Any]:
     return request, client_address
 
 
-_DEFAULTS = _core.Defaults(
+_DEFAULTS = Defaults(
     accept=TCPServer.get_request,
     receive=UDPServer.get_request,
     verify_request=BaseServer.verify_request,

@@ -1,0 +1,49 @@
+from fastsock._clock cimport nanoseconds
+
+
+cdef class Wakeup:
+    cdef int descriptor
+    cdef unsigned long thread  # that runs the loop
+
+    cdef int retire(self) except -1
+    cdef bint open(self) noexcept
+    cdef void wake(self) noexcept
+    cdef void clear(self) noexcept
+    cdef void close(self) noexcept
+
+
+cdef class Defaults:
+    cdef object accept
+    cdef object receive
+    cdef object verify_request
+    cdef object process_request
+    cdef object finish_request
+    cdef object handle_request_noblock
+    cdef object pair
+
+
+cdef class Control:
+    cdef object _stop
+    cdef list wakeups  # of the loops that serve this server
+    cdef nanoseconds paused_until  # 0: not paused
+    cdef nanoseconds pause
+    cdef bint for_descriptor  # the pause may end as soon as one is free again
+    cdef nanoseconds logged
+    cdef int aborted_in_a_row
+    cdef object broken  # the OSError of a listener that is no longer one
+    cdef object held  # what is polled in the listener's place, or None
+    cdef readonly dict accept_errors
+    cdef readonly unsigned long long start_failures
+
+    cdef int wake(self) except -1
+    cdef int let_go(self) except -1
+    cdef nanoseconds back_off(self, bint for_descriptor) noexcept
+    cdef int cannot_take(self, object server, object error) except -1
+    cdef int refused(self, object server, object error, bint native) except -1
+    cdef int count(self, object number) except -1
+    cdef void took_one(self) noexcept
+    cdef void resume(self) noexcept
+
+
+cdef bint is_default(object method, object server, object function) noexcept
+cdef bint dispatch_one(object server, Control control, Defaults defaults) except -1

@@ -1,0 +1,312 @@
+"""What a server and the loops that serve it share, and the dispatch of one request.
+
+Knows the hooks' names, nothing of the classes that have them: what it needs to know of those (which
+``get_request`` is the untouched default) comes as data, in ``Defaults``.
+
+Threads: a ``Control`` and a ``Wakeup`` may be used from any thread that holds the GIL, and from
+signal handlers. All of their state changes under the GIL, which is given up in ``accept4`` only.
+"""
+
+import logging
+import os
+
+from cpython.method cimport PyMethod_Check, PyMethod_GET_FUNCTION, PyMethod_GET_SELF
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport PyObject
+
+from fastsock cimport _sys
+from fastsock._accept cimport accept_connection, can_accept, can_receive, receive_datagram
+from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+
+cdef enum:
+    SHORTEST_PAUSE = 10 * MILLISECOND
+    LONGEST_PAUSE = 1 * SECOND
+    # accept(2) passes on errors of the connection that it would have returned; this many in a
+    # row without one connection are an error of the listener, and are paused after.
+    ABORTED_IN_A_ROW = 64
+
+cdef nanoseconds LOG_EVERY = 5 * <nanoseconds> SECOND
+
+# Descriptors or memory have run out: trying again at once would only burn the processor.
+cdef tuple _SHORTAGES = (_sys.EMFILE, _sys.ENFILE, _sys.ENOBUFS, _sys.ENOMEM)
+# The listener itself is no longer one.
+cdef tuple _BROKEN = (_sys.EBADF, _sys.EINVAL, _sys.ENOTSOCK)
+
+cdef object _log = logging.getLogger("fastsock")
+
+
+# The wake-ups of the loops that run in this process. A child process closes its copies: an eventfd
+# is shared over fork(2), and a child that wrote to it would wake its parent.
+cdef set _in_use = set()
+
+
+def _after_fork_in_child():
+    cdef Wakeup wakeup
+    for wakeup in _in_use:
+        wakeup.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+cdef class Wakeup:
+    """An eventfd(2) that a poll watches, so that another thread can end its wait.
+
+    Only exists while a loop runs. Where no descriptor is left for it the loop waits in short
+    slices instead, and asks for one again.
+    """
+
+    def __cinit__(self):
+        self.descriptor = -1
+        self.thread = PyThread_get_thread_ident()
+        _in_use.add(self)
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef int retire(self) except -1:
+        """The loop is over."""
+        self.close()
+        _in_use.discard(self)
+        return 0
+
+    cdef bint open(self) noexcept:
+        if self.descriptor < 0:
+            self.descriptor = _sys.eventfd(0, _sys.EFD_CLOEXEC | _sys.EFD_NONBLOCK)
+        return self.descriptor >= 0
+
+    cdef void wake(self) noexcept:
+        # Under the GIL, as close() is: never a write to a number that was closed meanwhile.
+        if self.descriptor >= 0:
+            _sys.eventfd_write(self.descriptor, 1)
+
+    cdef void clear(self) noexcept:
+        cdef _sys.eventfd_t count
+        _sys.eventfd_read(self.descriptor, &count)
+
+    cdef void close(self) noexcept:
+        cdef int descriptor = self.descriptor
+        self.descriptor = -1
+        if descriptor >= 0:
+            _sys.close(descriptor)
+
+
+cdef class Defaults:
+    """The functions that the core may stand in for, to know a server that has overridden none.
+
+    accept: the get_request of the stream servers; receive: that of the datagram servers; the
+    others: the BaseServer's methods of these names. pair: a Python function that unpacks what an
+    overridden get_request returned, with Python's own error messages.
+    """
+
+    def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
+                 handle_request_noblock, pair):
+        self.accept = accept
+        self.receive = receive
+        self.verify_request = verify_request
+        self.process_request = process_request
+        self.finish_request = finish_request
+        self.handle_request_noblock = handle_request_noblock
+        self.pair = pair
+
+
+cdef bint is_default(object method, object server, object function) noexcept:
+    """Whether a hook that was looked up on the server is the given function, bound to it.
+
+    True of no instance attribute, no override and no patched class, whenever they were made.
+    """
+    return (PyMethod_Check(method)
+            and PyMethod_GET_FUNCTION(method) == <PyObject *> function
+            and PyMethod_GET_SELF(method) == <PyObject *> server)
+
+
+cdef class Control:
+    """What one server and the loops that serve it share; one per server.
+
+    accept_errors: how often accept or receive failed, by errno. start_failures: how often a
+    thread or a process for a request could not be started.
+    """
+
+    def __init__(self):
+        self._stop = False
+        self.wakeups = []
+        self.accept_errors = {}
+        self.logged = NEVER
+
+    @property
+    def stop(self):
+        """What was last assigned to ``_BaseServer__shutdown_request``."""
+        return self._stop
+
+    @stop.setter
+    def stop(self, value):
+        self._stop = value
+        if value:
+            self.wake()
+
+    cdef int wake(self) except -1:
+        cdef Wakeup wakeup
+        for wakeup in self.wakeups:
+            wakeup.wake()
+        return 0
+
+    def released(self):
+        """The server closed a descriptor of its own: a listener short of them is tried at once."""
+        if self.paused_until and self.for_descriptor:
+            self.paused_until = 1
+            self.wake()
+
+    def hold(self, instead):
+        """Poll something else in the listener's place until it is readable; then close it.
+
+        service_actions() runs then, which may hold again. Returns False, and holds nothing,
+        where no loop runs in the calling thread that could wait for it.
+
+        instead: an object with fileno() and close(), owned by the loop from here on.
+        """
+        cdef Wakeup wakeup
+        for wakeup in self.wakeups:
+            if wakeup.thread == PyThread_get_thread_ident():
+                self.let_go()
+                self.held = instead
+                return True
+        return False
+
+    cdef int let_go(self) except -1:
+        held, self.held = self.held, None
+        if held is not None:
+            held.close()
+        return 0
+
+    def start_failed(self):
+        """A thread or process for a request could not be started: leave the listener alone.
+
+        handle_error() reports it, since the failure leaves process_request().
+        """
+        self.start_failures += 1
+        self.back_off(False)
+
+    cdef nanoseconds back_off(self, bint for_descriptor) noexcept:
+        cdef nanoseconds now = monotonic()
+        self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE)
+        self.paused_until = now + self.pause
+        self.for_descriptor = for_descriptor
+        return now
+
+    cdef int cannot_take(self, object server, object error) except -1:
+        cdef nanoseconds now = self.back_off(True)
+        if self.logged == NEVER or now - self.logged >= LOG_EVERY:
+            self.logged = now
+            _log.warning("server on %r cannot take a request: %s; trying again after %d ms, "
+                         "later %d ms (failures so far, by errno: %r)",
+                         getattr(server, "server_address", None), error,
+                         self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND,
+                         self.accept_errors)
+        return 0
+
+    cdef int refused(self, object server, object error, bint native) except -1:
+        """get_request() raised OSError. The loop goes on, or pauses, or ends as the errno says."""
+        number = error.errno
+        if not native:
+            # An overridden get_request() fails for reasons of its own (a TLS handshake).
+            if number in _SHORTAGES:
+                self.count(number)
+                self.cannot_take(server, error)
+            return 0
+        self.count(number)
+        if number in _BROKEN:
+            self.broken = error
+        elif number in _SHORTAGES:
+            self.cannot_take(server, error)
+        else:
+            self.aborted_in_a_row += 1
+            if self.aborted_in_a_row >= ABORTED_IN_A_ROW:
+                self.cannot_take(server, error)
+        return 0
+
+    cdef int count(self, object number) except -1:
+        self.accept_errors[number] = self.accept_errors.get(number, 0) + 1
+        return 0
+
+    cdef void took_one(self) noexcept:
+        self.aborted_in_a_row = 0
+        if self.for_descriptor:
+            self.resume()
+
+    cdef void resume(self) noexcept:
+        self.pause = 0
+        self.paused_until = 0
+
+
+cdef bint dispatch_one(object server, Control control, Defaults defaults) except -1:
+    """Take one request and run it through the hooks; false when there was none after all."""
+    cdef unsigned long long failed_starts = control.start_failures
+    cdef bint by_core = False
+    try:
+        get_request = server.get_request
+        if is_default(get_request, server, defaults.accept):
+            source = server.socket
+            by_core = can_accept(source)
+            taken = accept_connection(source) if by_core else get_request()
+        elif is_default(get_request, server, defaults.receive):
+            source = server.socket
+            size = server.max_packet_size
+            by_core = can_receive(source, size)
+            taken = receive_datagram(source, size) if by_core else get_request()
+        else:
+            taken = get_request()
+        if by_core and taken is None:
+            return False
+        if type(taken) is not tuple or len(taken) != 2:
+            taken = defaults.pair(taken)
+        request, client_address = taken
+    except OSError as error:
+        control.refused(server, error, by_core)
+        return True
+    taken = None
+    control.took_one()
+
+    try:
+        hook = server.verify_request
+        verified = (is_default(hook, server, defaults.verify_request)
+                    or bool(hook(request, client_address)))
+    except BaseException:
+        server.shutdown_request(request)
+        raise
+    if not verified:
+        server.shutdown_request(request)
+        return True
+    try:
+        hook = server.process_request
+        if is_default(hook, server, defaults.process_request):
+            _process(server, defaults, request, client_address)
+        else:
+            hook(request, client_address)
+    except Exception:
+        try:
+            server.handle_error(request, client_address)
+        finally:
+            server.shutdown_request(request)
+    except BaseException:
+        server.shutdown_request(request)
+        raise
+    if control.start_failures == failed_starts:
+        control.resume()
+    return True
+
+
+cdef inline int _process(object server, Defaults defaults, object request,
+                         object client_address) except -1:
+    """BaseServer.process_request() and, if it is untouched too, finish_request()."""
+    hook = server.finish_request
+    if is_default(hook, server, defaults.finish_request):
+        server.RequestHandlerClass(request, client_address, server)
+    else:
+        hook(request, client_address)
+    server.shutdown_request(request)
+    return 0
+
+
+def dispatch(server, Control control not None, Defaults defaults not None):
+    """Handle one request of a readable server, as BaseServer._handle_request_noblock() does."""
+    dispatch_one(server, control, defaults)
