@@ -21,7 +21,9 @@ from typing import Any
 Wait = Callable[[Sequence[int], int], Sequence[int]]
 
 #: what the standard library's loop would use, under the name that programs know it by
-ServerSelector: type[selectors.BaseSelector] = selectors.PollSelector
+ServerSelector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 
 def waiter(selector: Any) -> Wait | None:

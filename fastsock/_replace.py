@@ -61,7 +61,7 @@ def _keepers(standard: ModuleType) -> list[str]:
             continue
         for value in list(vars(module).values()):
             if value is standard or (
-                isinstance(value, type)
+                issubclass(type(value), type)
                 and any(base.__module__ == _NAME for base in type.mro(value))
             ):
                 names.append(name)

@@ -43,9 +43,9 @@ def main(arguments: list[str]) -> int | str | None:
         message, status = error.args
         print(f"{sys.executable or 'python'}: {message}", file=sys.stderr)
         return int(status)
-    except SyntaxError as error:
-        sys.excepthook(SyntaxError, error.with_traceback(None), None)
-        return 1
+    except BaseException:  # of the program's source, or of the packages that it is in
+        _hide_our_frames()
+        raise
     sys.argv[:] = [names["__file__"] if as_module else target, *arguments[1:]]
     return _execute(code, names)
 
@@ -57,39 +57,77 @@ def _execute(code: CodeType, names: dict[str, Any]) -> int:
     sys.modules["__main__"] = program
     try:
         exec(code, vars(program))
-    except Exception as error:
-        # As python prints it: from the program's first frame on.
-        trace = error.__traceback__
-        inner = trace.tb_next if trace is not None else None
-        sys.excepthook(type(error), error.with_traceback(inner), inner)
-        return 1
+    except SystemExit:
+        raise
+    except BaseException:
+        _hide_our_frames()
+        raise
     return 0
+
+
+def _hide_our_frames() -> None:
+    """Have the exception that ends the process shown as python shows it: without our frames."""
+    program_hook = sys.excepthook
+
+    def show(kind: Any, error: Any, trace: Any) -> None:
+        while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        sys.last_traceback = trace
+        try:
+            program_hook(kind, error.with_traceback(trace), trace)
+        except SystemExit:
+            raise
+        except BaseException as another:
+            print("Error in sys.excepthook:", file=sys.stderr)
+            inner = another.__traceback__
+            assert inner is not None
+            sys.__excepthook__(type(another), another.with_traceback(inner.tb_next), inner.tb_next)
+            print("\nOriginal exception was:", file=sys.stderr)
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = show
+
+
+def _is_ours(file: str) -> bool:
+    return (
+        os.path.dirname(file) == os.path.dirname(__file__)
+        or file.startswith("<frozen ")
+        or os.path.basename(file) == "runpy.py"
+        or os.path.dirname(file) == os.path.dirname(importlib.util.__file__)
+    )
 
 
 def _load_path(path: str) -> tuple[CodeType, dict[str, Any]]:
     """A script, a compiled script, or a directory or zip file with a __main__ in it."""
-    path = os.path.abspath(path)
+    path = os.path.join(os.getcwd(), path) if path != "." else os.getcwd()
     finder = pkgutil.get_importer(path)
     if (finder is not None and not os.path.isfile(path)) or _is_archive(finder):
         spec = finder.find_spec("__main__", None) if finder is not None else None
         if spec is None or spec.loader is None:
             raise _CannotRunError(f"can't find '__main__' module in {path!r}", 1)
-        _set_path_entry(path)
+        if _safe_path():
+            sys.path.insert(0, path)
+        else:
+            sys.path[0] = path
         code = spec.loader.get_code("__main__")  # type: ignore[attr-defined]
         return code, {**_names_of(spec), "__package__": ""}
     try:
         with io.open_code(path) as file:
-            code = pkgutil.read_code(file)
-        if code is None:
-            with io.open_code(path) as file:
-                code = compile(file.read(), path, "exec", dont_inherit=True)
+            source = file.read()
     except OSError as error:
         raise _CannotRunError(
             f"can't open file {path!r}: [Errno {error.errno}] {error.strerror}",
             2,
         ) from None
-    _set_path_entry(os.path.dirname(os.path.realpath(path)))
-    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    compiled = pkgutil.read_code(io.BytesIO(source))
+    code = compiled or compile(source, path, "exec", dont_inherit=True)
+    if not _safe_path():
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    loader = (
+        importlib.machinery.SourcelessFileLoader
+        if compiled
+        else importlib.machinery.SourceFileLoader
+    )("__main__", path)
     return code, {
         "__file__": path,
         "__cached__": None,
@@ -104,12 +142,8 @@ def _is_archive(finder: object) -> bool:
     return finder is not None and type(finder).__name__ == "zipimporter"
 
 
-def _set_path_entry(entry: str) -> None:
-    """Put a script's directory where ``python -m`` has put the current one."""
-    if getattr(sys.flags, "safe_path", False):
-        return
-    if sys.path:
-        sys.path[0] = entry
+def _safe_path() -> bool:
+    return getattr(sys.flags, "safe_path", bool(sys.flags.isolated))
 
 
 def _load_module(name: str) -> tuple[CodeType, dict[str, Any]]:
@@ -132,6 +166,8 @@ def _load_module(name: str) -> tuple[CodeType, dict[str, Any]]:
 
 
 def _find(name: str) -> importlib.machinery.ModuleSpec | None:
+    if name.startswith("."):
+        raise _CannotRunError("Relative module names not supported", 2)
     try:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError as error:

@@ -19,16 +19,18 @@ SOURCE = Path(__file__).resolve().parent.parent / "fastsock"
 # From the bottom to the top: module -> modules of fastsock that it may import.
 NATIVE: dict[str, set[str]] = {
     "_sys": set(),
+    "_clock": {"_sys"},
     "_accept": {"_sys"},
-    "_core": {"_sys", "_accept"},
+    "_control": {"_sys", "_clock", "_accept"},
+    "_core": {"_sys", "_clock", "_accept", "_control"},
 }
 LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_plain": set(),
     "_types": set(),
     "_handlers": {"_types"},
-    "_servers": {"_core", "_plain", "_types", "_handlers"},
-    "_mixins": {"_core", "_plain", "_types", "_handlers", "_servers"},
+    "_servers": {"_core", "_control", "_plain", "_types", "_handlers"},
+    "_mixins": {"_control", "_plain", "_types", "_handlers", "_servers"},
     "_replace": {"_servers", "_mixins", "_handlers"},
     "_run": {"_replace"},
     "__init__": {"_plain", "_types", "_handlers", "_servers", "_mixins", "_replace"},
