@@ -53,6 +53,9 @@ def main(arguments: list[str]) -> int | str | None:
 def _execute(code: CodeType, names: dict[str, Any]) -> int:
     program = ModuleType("__main__")
     vars(program).update(names, __name__="__main__", __builtins__=builtins)
+    if sys.version_info < (3, 15):
+        spec = names["__spec__"]
+        vars(program)["__cached__"] = spec.cached if spec is not None else None
     # Not restored: threads of the program, and whatever unpickles, look for it until the end.
     sys.modules["__main__"] = program
     try:
@@ -130,7 +133,6 @@ def _load_path(path: str) -> tuple[CodeType, dict[str, Any]]:
     )("__main__", path)
     return code, {
         "__file__": path,
-        "__cached__": None,
         "__loader__": loader,
         "__package__": None,
         "__spec__": None,
@@ -185,7 +187,6 @@ def _find(name: str) -> importlib.machinery.ModuleSpec | None:
 def _names_of(spec: importlib.machinery.ModuleSpec) -> dict[str, Any]:
     return {
         "__file__": spec.origin,
-        "__cached__": spec.cached,
         "__loader__": spec.loader,
         "__package__": spec.parent,
         "__spec__": spec,

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = [
+    "Address",
+    "AfInet6Address",
+    "AfInetAddress",
+    "AfUnixAddress",
+    "ReadableBuffer",
+    "RequestType",
+    "RetAddress",
+    "Self",
+]
+
 if TYPE_CHECKING:
+    # what a program may pass as an address, and what a socket returns as one
+    from _socket import _Address as Address
+    from _socket import _RetAddress as RetAddress
     from socket import socket
     from typing import TypeAlias
 
-    from _typeshed import ReadableBuffer as ReadableBuffer
-    from typing_extensions import Self as Self
+    from _typeshed import ReadableBuffer
+    from typing_extensions import Self
 
     RequestType: TypeAlias = socket | tuple[bytes, socket]
-    #: what a program may pass as the address of a server of any family
-    Address: TypeAlias = tuple[Any, ...] | str | ReadableBuffer
-    #: what a socket returns as an address
-    RetAddress: TypeAlias = Any
     AfUnixAddress: TypeAlias = str | ReadableBuffer
     AfInetAddress: TypeAlias = tuple[str | bytes | bytearray, int]
     AfInet6Address: TypeAlias = tuple[str | bytes | bytearray, int, int, int]

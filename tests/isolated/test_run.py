@@ -142,8 +142,7 @@ WORKS = {
     """,
     "no inherited future": """
         def function(x: print('evaluated')) -> None: pass
-        y: int = 1
-        print(function.__annotations__, __annotations__)
+        print(function.__annotations__)
     """,
     "future": """
         from __future__ import annotations
