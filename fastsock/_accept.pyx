@@ -32,7 +32,8 @@ cdef extern from *:
 # The genuine class, or None where a green thread library put its own in place before us.
 cdef object _SOCKET = (
     socket.socket
-    if issubclass(socket.socket, _socket.socket) and socket.socket.__module__ == "socket"
+    if (isinstance(socket.socket, type) and issubclass(socket.socket, _socket.socket)
+        and socket.socket.__module__ == "socket")
     else None
 )
 cdef object _ACCEPT = getattr(_SOCKET, "accept", None)

@@ -46,4 +46,4 @@ cdef class Control:
 
 
 cdef bint is_default(object method, object server, object function) noexcept
-cdef bint dispatch_one(object server, Control control, Defaults defaults) except -1
+cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled) except -1

@@ -206,7 +206,10 @@ cdef class Control:
 
     cdef int refused(self, object server, object error, bint native) except -1:
         """get_request() raised OSError. The loop goes on, or pauses, or ends as the errno says."""
-        number = error.errno
+        try:
+            number = error.errno
+        except Exception:
+            number = None
         if not native:
             # An overridden get_request() fails for reasons of its own (a TLS handshake).
             if number in _SHORTAGES:
@@ -238,17 +241,21 @@ cdef class Control:
         self.paused_until = 0
 
 
-cdef bint dispatch_one(object server, Control control, Defaults defaults) except -1:
-    """Take one request and run it through the hooks; false when there was none after all."""
+cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled) except -1:
+    """Take one request and run it through the hooks; false when there was none after all.
+
+    polled: the caller has waited for the request, and waits again if there is none. If not, a
+    get_request() that blocks, or times out, must be left to do so.
+    """
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
     try:
         get_request = server.get_request
-        if is_default(get_request, server, defaults.accept):
+        if polled and is_default(get_request, server, defaults.accept):
             source = server.socket
             by_core = can_accept(source)
             taken = accept_connection(source) if by_core else get_request()
-        elif is_default(get_request, server, defaults.receive):
+        elif polled and is_default(get_request, server, defaults.receive):
             source = server.socket
             size = server.max_packet_size
             by_core = can_receive(source, size)
@@ -309,4 +316,4 @@ cdef inline int _process(object server, Defaults defaults, object request,
 
 def dispatch(server, Control control not None, Defaults defaults not None):
     """Handle one request of a readable server, as BaseServer._handle_request_noblock() does."""
-    dispatch_one(server, control, defaults)
+    dispatch_one(server, control, defaults, False)

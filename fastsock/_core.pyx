@@ -67,9 +67,14 @@ cdef class _Entry:
     cdef object server
     cdef Control control
     cdef object ended
+    cdef bint own_flag
     cdef bint registered
     cdef nanoseconds actions_at  # when service_actions() is next due without a request
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
+
+    cdef bint stopping(self) except -1:
+        return bool(self.control._stop or (self.own_flag
+                                           and self.server._BaseServer__shutdown_request))
 
     cdef int fails(self, object error) except -1:
         """The listener cannot be used: pause, and raise once that has lasted for GRACE."""
@@ -107,12 +112,16 @@ cdef class Loop:
     def __dealloc__(self):
         free(self.polled)
 
-    def add(self, server, Control control not None, ended):
-        """Serve this server too; ended() is called as soon as it is no longer served."""
+    def add(self, server, Control control not None, ended, own_flag):
+        """Serve this server too; ended(server) is called as soon as it is no longer served.
+
+        own_flag: the server's class has a _BaseServer__shutdown_request of its own, to be read.
+        """
         cdef _Entry entry = _Entry()
         entry.server = server
         entry.control = control
         entry.ended = ended
+        entry.own_flag = own_flag
         control.wakeups.append(self.wakeup)
         self.entries.append(entry)
 
@@ -150,7 +159,7 @@ cdef class Loop:
         cdef Py_ssize_t index = 0
         while index < len(self.entries):
             entry = self.entries[index]
-            if entry.control._stop:
+            if entry.stopping():
                 if len(self.entries) == 1:
                     # shutdown() may return from here on: leave no descriptor behind.
                     self.wakeup.close()
@@ -163,7 +172,7 @@ cdef class Loop:
         cdef _Entry entry = self.entries.pop(index)
         entry.control.wakeups.remove(self.wakeup)
         entry.control.let_go()
-        entry.ended()
+        entry.ended(entry.server)
         return 0
 
     cdef nanoseconds prepare(self) except -2:
@@ -237,7 +246,7 @@ cdef class Loop:
         for entry in self.entries:
             index += 1
             control = entry.control
-            if control._stop:
+            if entry.stopping():
                 continue
             events = self.polled[index].revents
             took = False
@@ -268,7 +277,7 @@ cdef class Loop:
     cdef bint dispatch(self, _Entry entry) except -1:
         noblock = entry.server._handle_request_noblock
         if is_default(noblock, entry.server, self.defaults.handle_request_noblock):
-            return dispatch_one(entry.server, entry.control, self.defaults)
+            return dispatch_one(entry.server, entry.control, self.defaults, True)
         noblock()
         return True
 
@@ -312,7 +321,7 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
             noblock = server._handle_request_noblock
             if not is_default(noblock, server, defaults.handle_request_noblock):
                 return True, noblock()
-            if dispatch_one(server, control, defaults):
+            if dispatch_one(server, control, defaults, True):
                 return True, None
         if deadline != NEVER and monotonic() >= deadline:
             return False, None

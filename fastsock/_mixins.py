@@ -26,6 +26,17 @@ def _hold(server: Any, instead: _AnyChild) -> bool:
     return isinstance(control, Control) and control.hold(instead)
 
 
+def _collect(children: set[int], flags: int) -> None:
+    for pid in children.copy():
+        try:
+            ended, _ = os.waitpid(pid, flags)
+            children.discard(ended)  # 0 while it runs
+        except ChildProcessError:
+            children.discard(pid)  # someone else has collected it
+        except OSError:
+            pass
+
+
 class ForkingMixIn:
     """Handle each request in a process of its own. (Documented: ``socketserver.ForkingMixIn``.)
 
@@ -51,7 +62,7 @@ class ForkingMixIn:
         """
         if self.active_children is None:
             return
-        self.__collect(os.WNOHANG)
+        _collect(self.active_children, os.WNOHANG)
         while self.active_children and len(self.active_children) >= self.max_children:
             try:
                 any_child = _AnyChild(self.active_children)
@@ -64,20 +75,9 @@ class ForkingMixIn:
                     return
                 with contextlib.closing(any_child):
                     _plain.wait([any_child.fileno()], -1)
-            self.__collect(os.WNOHANG)
+            _collect(self.active_children, os.WNOHANG)
         if blocking:
-            self.__collect(0)
-
-    def __collect(self, flags: int) -> None:
-        assert self.active_children is not None
-        for pid in self.active_children.copy():
-            try:
-                ended, _ = os.waitpid(pid, flags)
-                self.active_children.discard(ended)  # 0 while it runs
-            except ChildProcessError:
-                self.active_children.discard(pid)  # someone else has collected it
-            except OSError:
-                pass
+            _collect(self.active_children, 0)
 
     def handle_timeout(self) -> None:
         """Collect children. May be extended; do not override."""

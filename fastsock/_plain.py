@@ -36,6 +36,7 @@ def waiter(selector: Any) -> Wait | None:
     if (
         isinstance(_thread.start_new_thread, BuiltinFunctionType)
         and isinstance(getattr(select, "poll", None), BuiltinFunctionType)
+        and isinstance(socket.socket, type)
         and issubclass(socket.socket, _socket.socket)
     ):
         return None

@@ -59,11 +59,15 @@ def _keepers(standard: ModuleType) -> list[str]:
     for name, module in list(sys.modules.items()):
         if module is standard or not isinstance(module, ModuleType):
             continue
-        for value in list(vars(module).values()):
-            if value is standard or (
-                issubclass(type(value), type)
-                and any(base.__module__ == _NAME for base in type.mro(value))
-            ):
-                names.append(name)
-                break
+        if any(value is standard or _derives(value) for value in list(vars(module).values())):
+            names.append(name)
     return sorted(names)
+
+
+def _derives(value: object) -> bool:
+    if not issubclass(type(value), type):
+        return False
+    try:
+        return any(base.__module__ == _NAME for base in type.mro(value))  # type: ignore[arg-type]
+    except Exception:  # a metaclass that computes __module__
+        return False

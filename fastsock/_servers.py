@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from socket import socket as _socket
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -102,7 +102,6 @@ class BaseServer:
     server_address: Address
     timeout: float | None = None
     RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler]
-    _fastsock: Control
 
     def __init__(
         self,
@@ -124,6 +123,10 @@ class BaseServer:
     def __shutdown_request(self, value: bool) -> None:
         _control_of(self).stop = value
 
+    @__shutdown_request.deleter
+    def __shutdown_request(self) -> None:
+        _control_of(self).stop = False
+
     def server_activate(self) -> None:
         """Called by the constructor of servers with a socket. May be overridden."""
 
@@ -141,14 +144,7 @@ class BaseServer:
             OSError: the listener is closed or broken, and neither ``shutdown()`` nor another
                 ``self.socket`` came within half a second.
         """
-        serve_forever(self, poll_interval=poll_interval)
-
-    def _BaseServer__loop_begins(self) -> None:
-        self.__is_shut_down.clear()
-
-    def _BaseServer__loop_ended(self) -> None:
-        self.__shutdown_request = False
-        self.__is_shut_down.set()
+        _serve([self], poll_interval)
 
     def shutdown(self) -> None:
         """Stop ``serve_forever()``, and wait until it has ended.
@@ -158,6 +154,7 @@ class BaseServer:
         not accepted yet stays in the backlog. (Documented: ``socketserver.BaseServer.shutdown``.)
         """
         self.__shutdown_request = True
+        _control_of(self).stop = True  # also where a subclass has an attribute of that name
         ended = self.__is_shut_down
         if not isinstance(ended, _LoopEnded):
             ended.wait()  # an event that the program put in place
@@ -316,7 +313,8 @@ class TCPServer(BaseServer):
             self.socket.bind(self.server_address)
         except OSError as error:
             if error.errno is not None and error.filename is None:
-                error.filename = self.server_address
+                with contextlib.suppress(AttributeError):
+                    error.filename = self.server_address
             raise
         self.server_address = self.socket.getsockname()
 
@@ -349,7 +347,9 @@ class TCPServer(BaseServer):
     def close_request(self, request: RequestType) -> None:
         """Close the connection."""
         request.close()  # type: ignore[union-attr]
-        _control_of(self).released()
+        control = getattr(self, "__dict__", {}).get("_fastsock")
+        if type(control) is Control:
+            control.released()
 
 
 class UDPServer(TCPServer):
@@ -431,23 +431,37 @@ def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> No
     for server in servers:
         if not isinstance(server, BaseServer):
             raise TypeError(f"not a fastsock server: {server!r}")
+    _serve({id(server): server for server in servers}.values(), poll_interval)
+
+
+def _serve(servers: Iterable[Any], poll_interval: float | None) -> None:
     loop = _core.Loop(poll_interval, _DEFAULTS, _waiter())
     try:
-        for server in dict.fromkeys(servers):
-            server._BaseServer__loop_begins()
-            loop.add(server, _control_of(server), server._BaseServer__loop_ended)
+        for server in servers:
+            server._BaseServer__is_shut_down.clear()
+            flag = getattr(type(server), "_BaseServer__shutdown_request", None)
+            loop.add(server, _control_of(server), _loop_ended, flag is not _FLAG)
         loop.run()
     finally:
         loop.close()
 
 
+def _loop_ended(server: Any) -> None:
+    _control_of(server).stop = False
+    server._BaseServer__shutdown_request = False
+    server._BaseServer__is_shut_down.set()
+
+
 def _control_of(server: Any) -> Control:
-    """What the server and its loops share; also for a server whose constructor skipped ours."""
-    control: Control
-    try:
-        control = server._fastsock
-    except AttributeError:
-        server._fastsock = control = Control()
+    """What the server and its loops share.
+
+    Made for a server whose constructor skipped ours. Past the server's own attribute hooks, which
+    know nothing of it; what has no attributes gets one for this call.
+    """
+    attributes: dict[str, Any] = getattr(server, "__dict__", {})
+    control = attributes.get("_fastsock")
+    if type(control) is not Control:
+        control = attributes["_fastsock"] = Control()
     return control
 
 
@@ -460,6 +474,8 @@ def _pair(taken: Any) -> tuple[Any, Any]:
     request, client_address = taken
     return request, client_address
 
+
+_FLAG = vars(BaseServer)["_BaseServer__shutdown_request"]
 
 _DEFAULTS = Defaults(
     accept=TCPServer.get_request,

@@ -31,6 +31,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--left", type=place, default=DEFAULTS[0], help="a module, or the path of one"
     )
     parser.add_argument("--right", type=place, default=DEFAULTS[1])
+    parser.add_argument(
+        "--no-shrink", action="store_true", help="show the first program that differs, as it is"
+    )
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -38,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run_batch(options: argparse.Namespace) -> None:
     """One process's part; exit status 1 after a difference."""
     faulthandler.enable()
-    report = check(options.batch, options.seed, options.left, options.right)
+    report = check(options.batch, options.seed, options.left, options.right, not options.no_shrink)
     if report:
         print(report, flush=True)
     os._exit(1 if report else 0)  # threads of a program that got stuck may be left
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> int:
         run_batch(options)
     seed = options.seed if options.seed is not None else int(time.time())
     started, done, different = time.monotonic(), 0, 0
-    queue = [min(BATCH, options.count - first) for first in range(0, options.count, BATCH)]
+    batch = min(BATCH, -(-options.count // options.jobs))
+    queue = [min(batch, options.count - first) for first in range(0, options.count, batch)]
     todo = list(enumerate(queue))
     running: dict[subprocess.Popen[str], tuple[int, int]] = {}
     while todo or running:
@@ -64,6 +68,7 @@ def main(arguments: list[str]) -> int:
                 str(count),
                 "--seed",
                 str(seed * 100_000 + index),
+                *(["--no-shrink"] if options.no_shrink else []),
                 "--left",
                 options.left,
                 "--right",

@@ -9,67 +9,47 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import socket
 import sys
 import tempfile
 import threading
-import time
-import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from . import servers
+from . import handlers, servers
 from .clients import DatagramClient, Sender, StreamClient
 from .program import POLL, Client, Op, Program
 from .settle import awaited, counts_steps, counts_threads, gated, lenient
 from .trace import Errors, Group, Note, Trace, describe
+from .waiting import Call, Waits
 
-LIMIT = float(os.environ.get("FASTSOCK_DIFFERENTIAL_LIMIT", "10"))
 BLOCKS = 0.02  # seconds after which a call that should not have returned has not
 BARRIER, POKE = 50, 80  # numbers of the driver's own clients, plus the operation's
 Result = dict[Group, list[Note]]
 
 
-class Stuck(Exception):
-    """A program that took longer than its limit; the message is the trace so far."""
-
-
-class Call:
-    """A call that runs in a thread of its own."""
-
-    ended = False
-
-    def __init__(self, thread: threading.Thread) -> None:
-        self.thread = thread
-
-
-class Run:
+class Run(Waits):
     def __init__(self, program: Program, module: ModuleType, folder: str) -> None:
+        super().__init__(folder)
         self.program = program
         self.module = module
         self.folder = folder
-        self.trace = Trace(folder)
-        self.deadline = time.monotonic() + LIMIT
         self.hooks = servers.Hooks(self)
         self.ports: dict[int, int] = {}
         self.requests: Any = weakref.WeakKeyDictionary()
         self.keep: list[Any] = []
         self.undo: list[tuple[type, str, Any]] = []
-        self.clients: dict[int, Sender] = {}
         self.waiting: Sender | None = None
         self.lingering: list[Sender] = []
-        self.server: Any = None
         self.next_client = 0
         self.serving = Call(threading.current_thread())
         self.wakes_often = False
         self.served = False
         self.stopped = False
-        self.failed = False
         self.counts_threads = counts_threads(program)
         self.counts_steps = counts_steps(program)
         self.steps = 0
@@ -77,84 +57,10 @@ class Run:
         self.ended = threading.Semaphore(0)
         self.address: Any = None
 
-    # --- waiting
-
-    def check(self, what: str) -> None:
-        if time.monotonic() > self.deadline:
-            raise self.stuck(what)
-
-    def stuck(self, what: str) -> Stuck:
-        """The exception that says what every thread is doing, and what happened so far."""
-        global LIMIT
-        lines = [f"{what} took too long. Notes so far:", *map(repr, self.trace.notes)]
-        for identity, frame in sys._current_frames().items():
-            if identity != threading.get_ident():
-                lines.append(f"{self.trace.roles.get(identity, 'another')} thread:")
-                lines += [line.rstrip() for line in traceback.format_stack(frame)]
-        LIMIT = min(LIMIT, 2.0)  # while hypothesis makes the program smaller
-        return Stuck("\n".join(lines))
-
-    def left(self) -> float:
-        return max(0.0, self.deadline - time.monotonic())
-
-    def pending(self) -> bool:
-        """Whether a connection or a datagram waits to be taken."""
-        try:
-            descriptor = self.server.socket.fileno()
-        except AttributeError:
-            return False
-        if descriptor < 0:
-            return False
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        return bool(poller.poll(0))
-
-    def guarded(self, what: str, role: str, call: Callable[[], Any]) -> Call:
-        """Run a call that may block in a thread of its own, and note how it ends."""
-
-        def target() -> None:
-            identity = threading.get_ident()
-            self.trace.roles[identity] = role
-            try:
-                self.trace.note(what, "returned", call())
-            except BaseException as error:
-                self.failed = self.failed or role == "serving"
-                self.trace.client = None
-                self.trace.note(what, "raised", *describe(error, self.folder))
-            finally:
-                del self.trace.roles[identity]
-                started.ended = True
-                self.trace.wake()
-
-        started = Call(threading.Thread(target=target, daemon=True))
-        started.thread.start()
-        return started
-
-    def finish(self, started: Call, what: str) -> None:
-        while started.thread.is_alive():
-            started.thread.join(0.002)
-            self.pump()
-            if not self.left():
-                raise self.stuck(what)
-
-    def pump(self) -> None:
-        self.trace.pump()
-        for client in list(self.clients.values()):
-            client.pump()
-
-    def wait_a_little(self, *files: Any) -> None:
-        """Until something changes, or for as long as it takes to look again."""
-        poller = select.poll()
-        for file in (self.trace.changed, *files):
-            poller.register(file, select.POLLIN)
-        poller.poll(1)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.trace.changed)
-
     def wait_for_gate(self, number: int | None) -> None:
         sender = self.clients.get(-1 if number is None else number)
         if sender is not None and gated(self.program, sender.spec):
-            servers.wait_for_gate(sender.gate)
+            handlers.wait_for_gate(sender.gate)
 
     def forget_clients(self) -> None:
         for sender in list(self.clients.values()):
@@ -233,7 +139,7 @@ class Run:
         if self.program.flavour == "sync":
             sender.pump()
             return True
-        return self.done(sender)
+        return sender.closed or self.done(sender)
 
     def wait_until_taken(self, sender: Sender) -> None:
         while not self.serving.ended and (
@@ -269,7 +175,7 @@ class Run:
         arguments = (False,) if how == "late" else ()
         try:
             cls = servers.server_class(self)
-            self.server = cls(address, servers.handler_factory(self), *arguments)
+            self.server = cls(address, handlers.handler_factory(self), *arguments)
             for override in self.program.overrides:
                 if override.style in ("instance", "class") and not override.from_client:
                     servers.install(self, override)
@@ -303,10 +209,13 @@ class Run:
         elif op.kind == "inspect":
             self.inspect("inspect")
         elif op.name == "socket timeout":
-            with contextlib.suppress(OSError):
-                server.socket.settimeout(op.value)
+            self.set_socket_timeout(op.value)
         else:
             setattr(server, op.name, op.value)
+
+    def set_socket_timeout(self, value: float | None) -> None:
+        with contextlib.suppress(OSError):  # it may be closed
+            self.server.socket.settimeout(value)
 
     def serve(self, index: int, op: Op) -> None:
         server = self.server
@@ -316,6 +225,8 @@ class Run:
         self.served = True
         self.wakes_often, self.stopped, self.failed = not op.exact, bool(stop), False
         poll = None if op.exact else POLL
+        if self.waiting is not None:
+            self.waiting.steps = self.steps
         self.serving = self.guarded("serve_forever", "serving", lambda: server.serve_forever(poll))
         if self.waiting is not None:
             sender, self.waiting = self.waiting, None
@@ -379,6 +290,8 @@ class Run:
         server = self.server
         if op.timeout is not None:
             server.timeout = op.timeout
+        if op.name:
+            self.set_socket_timeout(op.value)
         for spec in op.clients:
             if self.waiting is None:
                 self.waiting = self.new_client(spec)
@@ -392,6 +305,8 @@ class Run:
         timeouts = [server.timeout, server.socket.gettimeout() if listening else None]
         if self.waiting is None and min((t for t in timeouts if t is not None), default=9) > 1:
             server.timeout = 0.004
+        if self.waiting is not None:
+            self.waiting.steps = self.steps
         self.serving = self.guarded("handle_request", "serving", server.handle_request)
         if self.waiting is not None:
             sender, self.waiting = self.waiting, None
@@ -411,6 +326,8 @@ class Run:
             self.close_under(closing)
         self.finish(closing, "server_close()")
         self.trace.note("fileno", self.server.fileno())
+        if self.server.socket.fileno() < 0:
+            self.waiting = None
 
     def close_under(self, closing: Call) -> None:
         """Note whether server_close() waits for handlers that wait for their clients.

@@ -15,6 +15,7 @@ from .program import (
     EXCEPTIONS,
     FRONT_HOOKS,
     HANDLER_HOOKS,
+    IDLE_HOOKS,
     OTHER_HOOKS,
     Action,
     Client,
@@ -133,6 +134,11 @@ def counts_steps(program: Program) -> bool:
     )
 
 
+def full_house(program: Program) -> bool:
+    """Whether a forking server may have as many children as it wants."""
+    return program.flavour == "fork" and program.attribute("max_children", 40) <= MOST_CLIENTS
+
+
 def _handler(program: Program) -> Handler:
     handler = program.handler
     hooks = set(handler.hooks)
@@ -191,21 +197,26 @@ def _client(program: Program, op: Op, client: Client) -> Client:
         and program.flavour != "sync"
         and not direct
         and not program.short_timeout
-        and program.attribute("max_children", 40) > MOST_CLIENTS
+        and not full_house(program)
     )
     linger = client.linger if may_linger else ""
-    if linger == "close" and (program.actions or not reads or script[0] != reads[0]):
+    late = any(other.name in ("block_on_close", "daemon_threads") for other in program.ops)
+    if linger == "close" and (late or program.actions or not reads or script[0] != reads[0]):
         linger = "operation"  # the handler might not wait for the client
     pieces = () if linger == "close" else client.pieces
     return replace(client, half_close=half_close, talk=talk, linger=linger, pieces=pieces)
 
 
-def _applies(program: Program, hook: str) -> bool:
+def applies(flavour: str, hook: str) -> bool:
     if hook == "process_request_thread":
-        return program.flavour == "thread"
-    if hook == "collect_children":
-        return program.flavour == "fork"
-    return True
+        return flavour == "thread"
+    return hook != "collect_children" or flavour == "fork"
+
+
+def _applies(program: Program, hook: str) -> bool:
+    if hook in IDLE_HOOKS and full_house(program):
+        return False  # see differences.py
+    return applies(program.flavour, hook)
 
 
 def _actions(program: Program) -> tuple[Action, ...]:
@@ -264,15 +275,13 @@ def _overrides(program: Program) -> tuple[Override, ...]:
     for override in program.overrides:
         if _applies(program, override.hook):
             overrides[override.hook] = _override(program, override)
-    needed = [action.hook for action in program.actions]
+    for action in program.actions:
+        if action.hook in CLIENT_HOOKS + OTHER_HOOKS:
+            overrides.setdefault(action.hook, Override(action.hook))
     if program.flavour == "fork" and overrides.keys() & {"close_request", "shutdown_request"}:
         # The parent closes its copy: by then a reset may have taken away whose it was.
-        needed.append("verify_request")
-        if "verify_request" in overrides:
-            overrides["verify_request"] = replace(overrides["verify_request"], from_client=0)
-    for hook in needed:
-        if hook in CLIENT_HOOKS + OTHER_HOOKS:
-            overrides.setdefault(hook, Override(hook))
+        known = overrides.get("verify_request", Override("verify_request"))
+        overrides["verify_request"] = replace(known, from_client=0)
     return tuple(overrides.values())
 
 

@@ -107,23 +107,45 @@ def test_shutdown_is_prompt_however_long_the_interval() -> None:
         assert not thread.is_alive()
 
 
-def test_the_wakeup_is_closed_before_shutdown_returns() -> None:
+def test_the_wakeup_is_closed_before_shutdown_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     server = fastsock.TCPServer(LOCAL, UPPER)
+    ended = server._BaseServer__is_shut_down
+    seen = []
 
     def eventfds() -> int:
-        links = (
-            os.readlink(f"/proc/self/fd/{fd}")
-            for fd in os.listdir("/proc/self/fd")
-            if os.path.exists(f"/proc/self/fd/{fd}")
-        )
-        return sum("eventfd" in link for link in links)
+        folder = "/proc/self/fd"
+        links = [f"{folder}/{name}" for name in os.listdir(folder)]
+        return sum("eventfd" in os.readlink(link) for link in links if os.path.lexists(link))
 
+    def end() -> None:
+        seen.append(eventfds())
+        type(ended).set(ended)
+
+    monkeypatch.setattr(ended, "set", end)
     before = eventfds()
     with serving(server):
         assert ask(server) == b"HELLO\n"
         assert eventfds() == before + 1
         server.shutdown()
-        assert eventfds() == before
+    assert seen == [before]
+
+
+def test_the_loop_sleeps_after_one_of_several_servers_has_stopped() -> None:
+    servers = [Counting(LOCAL, UPPER) for _ in range(2)]
+    thread = threading.Thread(
+        target=fastsock.serve_forever, args=servers, kwargs={"poll_interval": None}
+    )
+    with servers[0], servers[1]:
+        thread.start()
+        assert ask(servers[0]) == ask(servers[1]) == b"HELLO\n"
+        servers[0].shutdown()
+        assert ask(servers[1]) == b"HELLO\n"
+        wait_until(lambda: servers[1].actions == 2)
+        before = servers[1].wakeups
+        time.sleep(0.1)  # the time in which nothing may happen
+        assert servers[1].wakeups <= before + 1
+        servers[1].shutdown()
+        thread.join(TIMEOUT)
 
 
 def test_assigning_the_private_flag_wakes_the_loop() -> None:
