@@ -52,7 +52,8 @@ class Run(Waits):
         self.stopped = False
         self.counts_threads = counts_threads(program)
         self.counts_steps = counts_steps(program)
-        self.steps = 0
+        self.steps = 0  # of the loop that are over; stepping: in one
+        self.stepping = False
         self.started = 0  # workers, and those that have ended
         self.ended = threading.Semaphore(0)
         self.address: Any = None
@@ -104,7 +105,7 @@ class Run(Waits):
         """Whether nothing more is to be expected of a request that was taken."""
         if sender.end is not None:
             return True
-        taken = not self.pending() and (not self.counts_steps or self.steps > sender.steps)
+        taken = not self.pending() and not self.in_step(sender)
         if isinstance(sender, DatagramClient):
             if taken and sender.next():
                 return False
@@ -141,10 +142,12 @@ class Run(Waits):
             return True
         return sender.closed or self.done(sender)
 
+    def in_step(self, sender: Sender) -> bool:
+        """Whether the step of the loop that takes this client's request is not over."""
+        return self.counts_steps and (self.stepping or self.steps == sender.steps)
+
     def wait_until_taken(self, sender: Sender) -> None:
-        while not self.serving.ended and (
-            self.pending() or (self.counts_steps and self.steps == sender.steps)
-        ):
+        while not self.serving.ended and (self.pending() or self.in_step(sender)):
             self.check("taking a request")
             self.wait_a_little()
 

@@ -176,9 +176,11 @@ def server_class(run: Run) -> type:
 
 def stepping(run: Run, base: Any) -> Callable[..., Any]:
     def _handle_request_noblock(self: Any) -> Any:
+        run.stepping = True
         try:
             return base._handle_request_noblock(self)
         finally:
+            run.stepping = False
             run.steps += 1
             run.trace.wake()
 
