@@ -38,6 +38,17 @@ PROGRAM = """
         def handle_error(self, request, client_address):
             pass  # expected: not to be printed thousands of times
 
+        open_requests = 0
+        lock = threading.Lock()
+
+        def process_request(self, request, client_address):
+            with self.lock: self.open_requests += 1
+            super().process_request(request, client_address)
+
+        def close_request(self, request):
+            super().close_request(request)  # the client may have seen the end before this
+            with self.lock: self.open_requests -= 1
+
     folder = tempfile.mkdtemp(prefix="fs")
     address = folder + "/s" if "Unix" in kind else ("127.0.0.1", 0)
     server = Server(address, Handler)
@@ -98,6 +109,7 @@ PROGRAM = """
                 server.collect_children()
                 if server.active_children: time.sleep(0.01); continue
             if threading.active_count() > 2: time.sleep(0.01); continue
+            if server.open_requests: time.sleep(0.01); continue
             break
         getattr(server._threads, "reap", lambda: None)() if hasattr(server, "_threads") else None
         gc.collect()
