@@ -35,7 +35,7 @@ cdef class Control:
     cdef readonly dict accept_errors
     cdef readonly unsigned long long start_failures
 
-    cdef int wake(self) except -1
+    cpdef int wake(self) except -1
     cdef int let_go(self) except -1
     cdef nanoseconds back_off(self, bint for_descriptor) noexcept
     cdef int cannot_take(self, object server, object error) except -1

@@ -144,7 +144,8 @@ cdef class Control:
         if value:
             self.wake()
 
-    cdef int wake(self) except -1:
+    cpdef int wake(self) except -1:
+        """Have every loop that serves this server look at its stop flag, and go on if it isn't set."""
         cdef Wakeup wakeup
         for wakeup in self.wakeups:
             wakeup.wake()

@@ -154,7 +154,7 @@ class BaseServer:
         not accepted yet stays in the backlog. (Documented: ``socketserver.BaseServer.shutdown``.)
         """
         self.__shutdown_request = True
-        _control_of(self).stop = True  # also where a subclass has an attribute of that name
+        _control_of(self).wake()  # also where a subclass has an attribute of that name
         ended = self.__is_shut_down
         if not isinstance(ended, _LoopEnded):
             ended.wait()  # an event that the program put in place

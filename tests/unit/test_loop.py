@@ -407,3 +407,23 @@ def test_get_request_of_datagrams_called_by_a_subclass_cuts_them_off_too() -> No
     with serving(server), connect(server) as client:
         client.send(b"datagram")
         assert receive(client) == b"dat"
+
+
+def test_shutdown_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it does after it has asked: the loop may have ended by then."""
+    from fastsock import _servers
+
+    server = fastsock.TCPServer(LOCAL, UPPER)
+    control_of, asked = _servers._control_of, threading.current_thread()
+
+    def slow(server: Any) -> Any:
+        control = control_of(server)
+        if threading.current_thread() is asked and control.stop:
+            wait_until(server._BaseServer__is_shut_down.is_set)
+        return control
+
+    with serving(server):
+        assert ask(server) == b"HELLO\n"
+        monkeypatch.setattr(_servers, "_control_of", slow)
+        server.shutdown()
+        assert server._BaseServer__shutdown_request is False
