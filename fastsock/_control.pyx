@@ -145,7 +145,7 @@ cdef class Control:
             self.wake()
 
     cpdef int wake(self) except -1:
-        """Have every loop that serves this server look at its stop flag, and go on if it isn't set."""
+        """Have every loop that serves this server look at its stop flag; no more than that."""
         cdef Wakeup wakeup
         for wakeup in self.wakeups:
             wakeup.wake()
