@@ -18,6 +18,7 @@ import pytest
 REQUESTS = {"fastsock": 10_000, "socketserver": 1_000}
 WARM_UP = 500
 ABORTED = 2_000
+NOISE = 300  # blocks that come and go with free lists and caches, however many requests
 
 PROGRAM = """
     import gc, importlib, io, json, os, socket, struct, sys, tempfile, threading
@@ -159,7 +160,7 @@ def check(requests: int, facts: Any) -> None:
     assert after["children"] == 0 and not child
     assert threads == 1
     for count in ("blocks", "references"):
-        assert after[count] - before[count] < requests / 20, count
+        assert after[count] - before[count] < NOISE + requests / 20, count
 
 
 @pytest.fixture
