@@ -19,6 +19,7 @@ import selectors
 import socket
 import sys
 import threading
+import warnings
 from io import BufferedIOBase
 from time import monotonic as time
 
@@ -77,4 +78,18 @@ __all__ = [
     "uninstall",
 ]
 
-__version__ = "0.1.0"
+#: the version of fastsock; `__version__` is that of socketserver
+VERSION = "0.1.0"
+
+
+def __getattr__(name: str) -> str:
+    """``__version__`` as ``socketserver`` has it, deprecated since Python 3.15."""
+    if name == "__version__":
+        if sys.version_info >= (3, 15):
+            warnings.warn(
+                "'__version__' is deprecated and slated for removal in Python 3.20",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return "0.4"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

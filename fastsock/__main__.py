@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int | str | None:
     parser = argparse.ArgumentParser(
         prog="python -m fastsock", description="Python's socketserver on a Cython core."
     )
-    parser.add_argument("--version", action="version", version=f"fastsock {fastsock.__version__}")
+    parser.add_argument("--version", action="version", version=f"fastsock {fastsock.VERSION}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",

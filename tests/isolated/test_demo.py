@@ -69,6 +69,6 @@ def test_help(programs: Programs, command: list[str]) -> None:
 
 def test_version(programs: Programs) -> None:
     found = programs.run("-m", "fastsock", "--version")
-    expected = programs.run("-c", "import fastsock; print('fastsock', fastsock.__version__)")
+    expected = programs.run("-c", "import fastsock; print('fastsock', fastsock.VERSION)")
     assert found == expected
     assert re.fullmatch(r"fastsock \d+\.\d+\S*\n", found.out)
