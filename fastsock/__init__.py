@@ -22,6 +22,7 @@ import threading
 import warnings
 from io import BufferedIOBase
 from time import monotonic as time
+from typing import TYPE_CHECKING
 
 from fastsock._handlers import (
     BaseRequestHandler,
@@ -82,14 +83,16 @@ __all__ = [
 VERSION = "0.1.0"
 
 
-def __getattr__(name: str) -> str:
-    """``__version__`` as ``socketserver`` has it, deprecated since Python 3.15."""
-    if name == "__version__":
-        if sys.version_info >= (3, 15):
-            warnings.warn(
-                "'__version__' is deprecated and slated for removal in Python 3.20",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-        return "0.4"
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to which it would say that every name exists
+
+    def __getattr__(name: str) -> str:
+        """``__version__`` as ``socketserver`` has it, deprecated since Python 3.15."""
+        if name == "__version__":
+            if sys.version_info >= (3, 15):
+                warnings.warn(
+                    "'__version__' is deprecated and slated for removal in Python 3.20",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+            return "0.4"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
