@@ -1,7 +1,8 @@
 """Ten thousand requests leave nothing behind: no descriptor, thread, child process or object.
 
 Each case in a fresh process. Objects are counted as blocks of the interpreter's allocator, and as
-references too on a debug interpreter. The standard library serves a tenth, as a check of the test.
+references too on a debug interpreter. Free lists and caches come and go by some hundred blocks
+however many the requests, so there must be thousands. The standard library checks the test.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import Any
 
 import pytest
 
-REQUESTS = {"fastsock": 10_000, "socketserver": 1_000}
+REQUESTS = {"fastsock": 10_000, "socketserver": 6_000}
 WARM_UP = 500
-ABORTED = 2_000
-NOISE = 300  # blocks that come and go with free lists and caches, however many requests
+ABORTED = 6_000
 
 PROGRAM = """
     import gc, importlib, io, json, os, socket, struct, sys, tempfile, threading
@@ -160,7 +160,7 @@ def check(requests: int, facts: Any) -> None:
     assert after["children"] == 0 and not child
     assert threads == 1
     for count in ("blocks", "references"):
-        assert after[count] - before[count] < NOISE + requests / 20, count
+        assert after[count] - before[count] < requests / 20, count
 
 
 @pytest.fixture
@@ -194,5 +194,4 @@ def test_requests(long_limit: None, implementation: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
 def test_aborted_requests(long_limit: None, implementation: str, kind: str) -> None:
     """Not forking: the child would hold the client's end, which is in the same process, open."""
-    requests = ABORTED if implementation == "fastsock" else ABORTED // 10
-    check(requests, run(implementation, kind, requests, WARM_UP, "aborted"))
+    check(ABORTED, run(implementation, kind, ABORTED, WARM_UP, "aborted"))
