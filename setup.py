@@ -24,7 +24,19 @@ DIRECTIVES = {
 DEBUG = os.environ.get("FASTSOCK_DEBUG", "") not in ("", "0")
 CFLAGS = ["-O0", "-g3", "-UNDEBUG"] if DEBUG else ["-O2"]
 
-EXTENSIONS = ["_accept", "_control", "_core"]
+EXTENSIONS = [
+    "_turn",
+    "_genuine",
+    "_channel",
+    "_stream",
+    "_reader",
+    "_writer",
+    "_accept",
+    "_control",
+    "_leader",
+    "_core",
+    "_worker",
+]
 
 setup(
     ext_modules=cythonize(

@@ -46,7 +46,9 @@ class QueueServer(socketserver.BaseServer):
 
     def __init__(self, database: str, RequestHandlerClass: Any) -> None:
         super().__init__(database, RequestHandlerClass)
-        self.database = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+        self.database = sqlite3.connect(
+            database, timeout=15, isolation_level=None, check_same_thread=False
+        )
         self.changed = threading.Condition()  # held by whoever uses the database
         self.execute(SCHEMA)
         self.bell, self.rope = os.pipe()
@@ -86,18 +88,19 @@ class QueueServer(socketserver.BaseServer):
 
     def put(self, entry: str) -> int:
         """Add an entry, from any thread; return its number."""
-        number = self.execute("INSERT INTO queue (entry) VALUES (?)", entry).lastrowid
-        assert number is not None
+        with self.changed:
+            self.execute("INSERT INTO queue (entry) VALUES (?)", entry)
+            ((number,),) = self.execute("SELECT last_insert_rowid()")
         self.ring()
-        return number
+        return int(number)
 
     def take(self) -> tuple[str, int] | None:
         with self.changed, self.database:
             self.execute("BEGIN IMMEDIATE")  # another process may serve the same table
-            oldest: tuple[str, int] | None = self.execute(OLDEST).fetchone()
-            if oldest is not None:
-                self.execute("UPDATE queue SET state = 'taken' WHERE number = ?", oldest[1])
-        return oldest
+            for entry, number in self.execute(OLDEST):
+                self.execute("UPDATE queue SET state = 'taken' WHERE number = ?", number)
+                return entry, number
+        return None
 
     def answer(self, number: int, answer: str) -> None:
         """Called by the handler of an entry."""
@@ -110,16 +113,17 @@ class QueueServer(socketserver.BaseServer):
         """What this server answered to an entry; None if there is no answer in time."""
         answer = "SELECT answer FROM queue WHERE state = 'done' AND number = ?"
         with self.changed:
-            found = self.changed.wait_for(lambda: self.execute(answer, number).fetchone(), timeout)
-        return found[0] if found else None
+            found = self.changed.wait_for(lambda: self.execute(answer, number), timeout)
+        return found[0][0] if found else None
 
     def ring(self) -> None:
         with suppress(BlockingIOError):  # the pipe is full: the bell rings as it is
             os.write(self.rope, b"!")
 
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    def execute(self, statement: str, *values: Any) -> list[Any]:
+        """Run a statement to its end: one that is not would lock this connection's writes out."""
         with self.changed:
-            return self.database.execute(statement, values)
+            return self.database.execute(statement, values).fetchall()
 
 
 class Upper(socketserver.BaseRequestHandler):

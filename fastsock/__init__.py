@@ -8,6 +8,8 @@ Beyond ``socketserver``:
 
 serve_forever(*servers, poll_interval=0.5)
     Serves several servers in one thread.
+Connection
+    What the request of a stream server is: a ``socket.socket`` made straight from accept(2).
 install(), uninstall()
     Put this package in the place of ``socketserver`` for every later import, and take it out.
 """
@@ -24,6 +26,7 @@ from io import BufferedIOBase
 from time import monotonic as time
 from typing import TYPE_CHECKING
 
+from fastsock._connection import Connection
 from fastsock._handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -58,6 +61,7 @@ from fastsock._servers import (
 __all__ = [
     "BaseRequestHandler",
     "BaseServer",
+    "Connection",
     "DatagramRequestHandler",
     "ForkingMixIn",
     "ForkingTCPServer",

@@ -1,5 +1,14 @@
-cdef int fail(int error) except -1
-cdef object accept_connection(object listener)
+from fastsock cimport _sys
+
+
+cdef struct Accepted:
+    int descriptor  # -1: there was nothing to accept after all, or an error
+    int error
+    _sys.sockaddr_storage address
+    _sys.socklen_t length
+
+cdef void accept_from(int listener, Accepted *accepted) noexcept nogil
+cdef object accept_connection(object listener, object connection_class, Accepted *accepted)
 cdef object receive_datagram(object receiver, object max_packet_size)
-cdef bint can_accept(object listener)
-cdef bint can_receive(object receiver, object max_packet_size)
+cdef bint can_accept(object listener) except -1
+cdef bint can_receive(object receiver, object max_packet_size) except -1

@@ -1,1 +1,6 @@
-# Nothing of this module can be called from Python: _core cimports it.
+# Apart from this nothing of the module can be called from Python: _control cimports it.
+import socket
+
+GENUINE: type[socket.socket] | None
+
+def unpatched() -> bool: ...

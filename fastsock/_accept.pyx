@@ -10,14 +10,20 @@ import _socket
 import socket
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_SetFromErrno
-from cpython.unicode cimport PyUnicode_FromString
+from cpython.ref cimport PyObject
+from cpython.unicode cimport PyUnicode_FromString, PyUnicode_FromStringAndSize
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastsock cimport _sys
+from fastsock._channel cimport fail, make_connection
+from fastsock._genuine cimport Genuine
 
 cdef extern from "Python.h":
+    ctypedef object (*descrgetfunc)(PyObject *, PyObject *, PyObject *)
+    ctypedef struct PyTypeObject:
+        descrgetfunc tp_descr_get
+    PyTypeObject *Py_TYPE(object instance)
     object PyUnicode_DecodeFSDefault(const char *text)
 
 cdef extern from *:
@@ -36,12 +42,22 @@ cdef object _SOCKET = (
         and socket.socket.__module__ == "socket")
     else None
 )
-cdef object _ACCEPT = getattr(_SOCKET, "accept", None)
+GENUINE = _SOCKET  # for the Python layer
 cdef object _RECVFROM = getattr(_SOCKET, "recvfrom", None)
 
 # The C members; the `family` and `type` properties of socket.socket build enum members.
-cdef object _family_of = _socket.socket.family.__get__
-cdef object _type_of = _socket.socket.type.__get__
+cdef object _FAMILY = _socket.socket.family
+cdef object _TYPE = _socket.socket.type
+cdef object _PROTO = _socket.socket.proto
+
+# What Connection does in its own way: a program that has put something else in one of these
+# places of socket.socket means all sockets.
+cdef tuple _REPLACED = (
+    "accept", "recv", "recv_into", "send", "sendall", "fileno", "gettimeout", "settimeout",
+    "getblocking", "setblocking", "shutdown", "close", "detach", "_real_close", "makefile",
+    "__init__", "__new__",
+)
+cdef Genuine _genuine = Genuine(_SOCKET, _REPLACED) if _SOCKET else None
 
 # Datagrams up to this size are received on the C stack.
 cdef enum:
@@ -49,11 +65,22 @@ cdef enum:
     LARGEST_BUFFER = 1 << 26
 
 
-cdef int fail(int error) except -1:
-    """Raise the OSError subclass of an errno value that was read right after the call."""
-    _sys.errno = error
-    PyErr_SetFromErrno(OSError)
-    return -1
+cdef object _dotted(const unsigned char *octets):
+    """What inet_ntop(3) makes of an IPv4 address, which does it with sprintf()."""
+    cdef char text[16]
+    cdef int index, octet, length = 0
+    for index in range(4):
+        octet = octets[index]
+        if octet >= 100:
+            text[length] = c'0' + octet // 100
+            length += 1
+        if octet >= 10:
+            text[length] = c'0' + octet // 10 % 10
+            length += 1
+        text[length] = c'0' + octet % 10
+        text[length + 1] = c'.'
+        length += 2
+    return PyUnicode_FromStringAndSize(text, length - 1)
 
 
 cdef object _address(_sys.sockaddr_storage *storage, _sys.socklen_t length):
@@ -66,8 +93,7 @@ cdef object _address(_sys.sockaddr_storage *storage, _sys.socklen_t length):
         return None
     if storage.ss_family == _sys.AF_INET:
         inet = <_sys.sockaddr_in *> storage
-        _sys.inet_ntop(_sys.AF_INET, &inet.sin_addr, text, sizeof(text))
-        return PyUnicode_FromString(text), _sys.ntohs(inet.sin_port)
+        return _dotted(<unsigned char *> &inet.sin_addr), _sys.ntohs(inet.sin_port)
     if storage.ss_family == _sys.AF_INET6:
         inet6 = <_sys.sockaddr_in6 *> storage
         _sys.inet_ntop(_sys.AF_INET6, &inet6.sin6_addr, text, sizeof(text))
@@ -79,50 +105,67 @@ cdef object _address(_sys.sockaddr_storage *storage, _sys.socklen_t length):
     return PyUnicode_DecodeFSDefault(path)  # the storage was zeroed: always terminated
 
 
-cdef inline bint _known_family(object sock):
-    cdef int family = _family_of(sock)
+cdef inline int _number(object member, object sock) except -1:
+    """A C member of a socket, past the Python properties of that name."""
+    return Py_TYPE(member).tp_descr_get(
+        <PyObject *> member, <PyObject *> sock, <PyObject *> Py_TYPE(sock))
+
+
+cdef inline bint _known_family(object sock) except -1:
+    cdef int family = _number(_FAMILY, sock)
     return family == _sys.AF_INET or family == _sys.AF_INET6 or family == _sys.AF_UNIX
 
 
-cdef bint can_accept(object listener):
+cdef bint can_accept(object listener) except -1:
     """Whether accept_connection() does just what listener.accept() would."""
-    return (type(listener) is _SOCKET and _SOCKET.accept is _ACCEPT
-            and socket.socket is _SOCKET and _known_family(listener))
+    return (type(listener) is _SOCKET and socket.socket is _SOCKET and _genuine.unpatched()
+            and _known_family(listener))
 
 
-cdef bint can_receive(object receiver, object max_packet_size):
+def unpatched():
+    """Whether what Connection does in its own way is what the program means by a socket."""
+    return socket.socket is _SOCKET and _genuine.unpatched()
+
+
+cdef bint can_receive(object receiver, object max_packet_size) except -1:
     """Whether receive_datagram() does just what receiver.recvfrom() would."""
     return (type(receiver) is _SOCKET and _SOCKET.recvfrom is _RECVFROM
             and type(max_packet_size) is int and 0 < max_packet_size <= LARGEST_BUFFER
             and _known_family(receiver))
 
 
-cdef object accept_connection(object listener):
+cdef void accept_from(int listener, Accepted *accepted) noexcept nogil:
+    """accept4(2), for a listener that was polled.
+
+    The listener may still block here, since another process that shares it can take the
+    connection first: so not with the GIL. A signal ends the wait.
+    """
+    memset(&accepted.address, 0, sizeof(accepted.address))
+    accepted.length = sizeof(accepted.address)
+    accepted.error = 0
+    accepted.descriptor = _sys.accept4(listener, <_sys.sockaddr *> &accepted.address,
+                                       &accepted.length, _sys.SOCK_CLOEXEC)
+    if accepted.descriptor < 0:
+        accepted.error = _sys.errno
+
+
+cdef object accept_connection(object listener, object connection_class, Accepted *accepted):
     """(connection, peer address), or None when there is nothing to accept after all.
 
-    The caller has polled. The listener may still block here, since another process that shares
-    it can take the connection first: so the GIL is released. A signal then returns None too, and
-    its handler runs in the caller's loop. Raises OSError as accept(2) fails.
+    accepted: what accept_from() brought; its descriptor is the connection's from here on. Raises
+    OSError as accept(2) fails. After a signal it is None too; its handler runs in the loop.
     """
-    cdef _sys.sockaddr_storage storage
-    cdef _sys.socklen_t length = sizeof(storage)
-    cdef int descriptor = listener.fileno()
-    cdef int accepted, error = 0
-    memset(&storage, 0, sizeof(storage))
-    with nogil:
-        accepted = _sys.accept4(descriptor, <_sys.sockaddr *> &storage, &length,
-                                _sys.SOCK_CLOEXEC)
-        if accepted < 0:
-            error = _sys.errno
-    if accepted < 0:
-        if error == _sys.EAGAIN or error == _sys.EINTR:
+    if accepted.descriptor < 0:
+        if accepted.error == _sys.EAGAIN or accepted.error == _sys.EINTR:
             return None
-        fail(error)
+        fail(accepted.error)
     try:
-        address = _address(&storage, length)
-        connection = _SOCKET(_family_of(listener), _type_of(listener), listener.proto, accepted)
+        address = _address(&accepted.address, accepted.length)
+        connection = make_connection(connection_class, accepted.descriptor,
+                                     _number(_FAMILY, listener), _number(_TYPE, listener),
+                                     _number(_PROTO, listener))
     except BaseException:
-        _sys.close(accepted)
+        _sys.close(accepted.descriptor)
         raise
     return connection, address
 

@@ -1,3 +1,4 @@
+from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
 
 
@@ -19,6 +20,13 @@ cdef class Defaults:
     cdef object process_request
     cdef object finish_request
     cdef object handle_request_noblock
+    cdef object shutdown_request
+    cdef object close_request
+    cdef object service_actions
+    cdef object fileno
+    cdef object connection
+    cdef public object thread_request  # ThreadingMixIn.process_request
+    cdef public object thread_target  # ThreadingMixIn.process_request_thread
     cdef object pair
 
 
@@ -32,11 +40,20 @@ cdef class Control:
     cdef int aborted_in_a_row
     cdef object broken  # the OSError of a listener that is no longer one
     cdef object held  # what is polled in the listener's place, or None
+    cdef public object owner  # the id() of the server: a copy of that has none yet
+    cdef public object pool  # of the threads of its requests, or None
+    cdef public object watched  # polled too, or None
+    cdef public object on_watched
+    cdef unsigned long taking  # the leader's thread while it takes a request, or 0
+    cdef int singly  # calls of handle_request() under way
+    cdef object own_socket  # a weak reference to what this process has bound, or None
+    cdef unsigned long forks  # as many as there had been by then
     cdef readonly dict accept_errors
     cdef readonly unsigned long long start_failures
 
     cpdef int wake(self) except -1
-    cdef int let_go(self) except -1
+    cdef bint is_own(self, object sock) except -1
+    cpdef int released(self) except -1
     cdef nanoseconds back_off(self, bint for_descriptor) noexcept
     cdef int cannot_take(self, object server, object error) except -1
     cdef int refused(self, object server, object error, bint native) except -1
@@ -46,4 +63,10 @@ cdef class Control:
 
 
 cdef bint is_default(object method, object server, object function) noexcept
-cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled) except -1
+cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1
+cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
+                           object client_address) except -1
+cdef bint begins_natively(object server, Control control) except -1
+cdef bint accepts_natively(object server, Defaults defaults) except -1
+cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
+                       Accepted *accepted, bint defer) except -1

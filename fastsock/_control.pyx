@@ -9,14 +9,24 @@ signal handlers. All of their state changes under the GIL, which is given up in 
 
 import logging
 import os
+import weakref
 
 from cpython.method cimport PyMethod_Check, PyMethod_GET_FUNCTION, PyMethod_GET_SELF
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
 
 from fastsock cimport _sys
-from fastsock._accept cimport accept_connection, can_accept, can_receive, receive_datagram
+from fastsock._accept cimport (
+    Accepted,
+    accept_connection,
+    accept_from,
+    can_accept,
+    can_receive,
+    receive_datagram,
+)
+from fastsock._channel cimport end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._worker cimport Pool
 
 cdef enum:
     SHORTEST_PAUSE = 10 * MILLISECOND
@@ -40,13 +50,23 @@ cdef object _log = logging.getLogger("fastsock")
 cdef set _in_use = set()
 
 
+# How often this process, or one that it was forked from, has forked.
+cdef unsigned long _forks = 0
+
+
+def _after_fork_in_parent():
+    global _forks
+    _forks += 1
+
+
 def _after_fork_in_child():
     cdef Wakeup wakeup
+    _after_fork_in_parent()
     for wakeup in _in_use:
         wakeup.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 cdef class Wakeup:
@@ -95,18 +115,26 @@ cdef class Defaults:
     """The functions that the core may stand in for, to know a server that has overridden none.
 
     accept: the get_request of the stream servers; receive: that of the datagram servers; the
-    others: the BaseServer's methods of these names. pair: a Python function that unpacks what an
+    others: the BaseServer's methods of these names, and the stream servers' for shutdown_request
+    and close_request. connection: the class of what is accepted. thread_request is
+    ThreadingMixIn.process_request, which is set later. pair: a Python function that unpacks what an
     overridden get_request returned, with Python's own error messages.
     """
 
     def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
-                 handle_request_noblock, pair):
+                 handle_request_noblock, shutdown_request, close_request, service_actions,
+                 fileno, connection, pair):
         self.accept = accept
         self.receive = receive
         self.verify_request = verify_request
         self.process_request = process_request
         self.finish_request = finish_request
         self.handle_request_noblock = handle_request_noblock
+        self.shutdown_request = shutdown_request
+        self.close_request = close_request
+        self.service_actions = service_actions
+        self.fileno = fileno
+        self.connection = connection
         self.pair = pair
 
 
@@ -123,8 +151,10 @@ cdef bint is_default(object method, object server, object function) noexcept:
 cdef class Control:
     """What one server and the loops that serve it share; one per server.
 
-    accept_errors: how often accept or receive failed, by errno. start_failures: how often a
-    thread or a process for a request could not be started.
+    watched: an object with fileno(), or None; the loops poll it too, and call on_watched(server)
+    when it is readable. That returns whether it has seen to it; if not, it is left alone until
+    after the next service_actions(). accept_errors: how often accept or receive failed, by errno.
+    start_failures: how often a thread or a process for a request could not be started.
     """
 
     def __init__(self):
@@ -151,33 +181,48 @@ cdef class Control:
             wakeup.wake()
         return 0
 
-    def released(self):
+    cpdef int released(self) except -1:
         """The server closed a descriptor of its own: a listener short of them is tried at once."""
         if self.paused_until and self.for_descriptor:
             self.paused_until = 1
             self.wake()
+        return 0
 
     def hold(self, instead):
-        """Poll something else in the listener's place until it is readable; then close it.
+        """Poll something else in the listener's place until it is readable.
 
         service_actions() runs then, which may hold again. Returns False, and holds nothing,
         where no loop runs in the calling thread that could wait for it.
 
-        instead: an object with fileno() and close(), owned by the loop from here on.
+        instead: an object with fileno().
         """
         cdef Wakeup wakeup
         for wakeup in self.wakeups:
             if wakeup.thread == PyThread_get_thread_ident():
-                self.let_go()
                 self.held = instead
                 return True
         return False
 
-    cdef int let_go(self) except -1:
-        held, self.held = self.held, None
-        if held is not None:
-            held.close()
-        return 0
+    def let_go(self, instead):
+        """Poll the listener again, if this is what is polled in its place."""
+        if self.held is instead:
+            self.held = None
+
+    def takes_here(self):
+        """Whether this thread takes a request in the loop's place just now."""
+        return self.taking != 0 and self.taking == PyThread_get_thread_ident()
+
+    def bound(self, sock):
+        """This process has bound the socket: until it forks no other can accept from it."""
+        try:
+            self.own_socket = weakref.ref(sock)
+        except TypeError:  # it is no socket.socket
+            self.own_socket = None
+        self.forks = _forks
+
+    cdef bint is_own(self, object sock) except -1:
+        """Whether no other process can accept from the listener."""
+        return self.own_socket is not None and self.forks == _forks and self.own_socket() is sock
 
     def start_failed(self):
         """A thread or process for a request could not be started: leave the listener alone.
@@ -242,20 +287,47 @@ cdef class Control:
         self.paused_until = 0
 
 
-cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled) except -1:
+cdef bint accepts_natively(object server, Defaults defaults) except -1:
+    """Whether accept4() on the descriptor of its socket is all that get_request() would do."""
+    return (is_default(server.get_request, server, defaults.accept)
+            and can_accept(server.socket))
+
+
+cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
+                       Accepted *accepted, bint defer) except -1:
     """Take one request and run it through the hooks; false when there was none after all.
 
     polled: the caller has waited for the request, and waits again if there is none. If not, a
-    get_request() that blocks, or times out, must be left to do so.
+    get_request() that blocks, or times out, must be left to do so. accepted: what the caller has
+    accepted already, or NULL. defer: the caller wakes the thread of the request, if it gets one,
+    with control.pool.flush().
     """
+    cdef Accepted own
+    cdef int descriptor
+    cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
     try:
-        get_request = server.get_request
-        if polled and is_default(get_request, server, defaults.accept):
+        get_request = None if accepted != NULL else server.get_request
+        if accepted != NULL:
+            by_core = True
+            try:
+                source = server.socket
+            except BaseException:
+                if accepted.descriptor >= 0:
+                    _sys.close(accepted.descriptor)
+                raise
+            taken = accept_connection(source, defaults.connection, accepted)
+        elif polled and is_default(get_request, server, defaults.accept):
             source = server.socket
             by_core = can_accept(source)
-            taken = accept_connection(source) if by_core else get_request()
+            if by_core:
+                descriptor = source.fileno()
+                with nogil:
+                    accept_from(descriptor, &own)
+                taken = accept_connection(source, defaults.connection, &own)
+            else:
+                taken = get_request()
         elif polled and is_default(get_request, server, defaults.receive):
             source = server.socket
             size = server.max_packet_size
@@ -287,7 +359,15 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     try:
         hook = server.process_request
         if is_default(hook, server, defaults.process_request):
-            _process(server, defaults, request, client_address)
+            _process(server, control, defaults, request, client_address)
+        elif control.pool is not None and is_default(hook, server, defaults.thread_request):
+            pool = <Pool> control.pool
+            pool.deferring = defer
+            try:
+                if not begin_in_thread(server, control, defaults, request, client_address):
+                    hook(request, client_address)
+            finally:
+                pool.deferring = False
         else:
             hook(request, client_address)
     except Exception:
@@ -303,18 +383,87 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     return True
 
 
-cdef inline int _process(object server, Defaults defaults, object request,
+cdef inline int _process(object server, Control control, Defaults defaults, object request,
                          object client_address) except -1:
-    """BaseServer.process_request() and, if it is untouched too, finish_request()."""
+    """BaseServer.process_request() and what it calls, as far as that is untouched too."""
     hook = server.finish_request
     if is_default(hook, server, defaults.finish_request):
         server.RequestHandlerClass(request, client_address, server)
     else:
         hook(request, client_address)
-    server.shutdown_request(request)
+    return shut_down(server, control, defaults, request)
+
+
+cdef bint begins_natively(object server, Control control) except -1:
+    """Whether begin_in_thread() is all that ThreadingMixIn.process_request() would do."""
+    cdef Pool pool = control.pool
+    return (pool is not None and type(server._threads) is pool.list_class
+            and type(server.max_threads) is not int and bool(server.reuse_threads)
+            and pool.ready())
+
+
+cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
+                           object client_address) except -1:
+    """ThreadingMixIn.process_request() in the usual case; false where it has more to do."""
+    cdef Pool pool = control.pool
+    cdef bint daemon, named = True
+    cdef tuple arguments
+    if not begins_natively(server, control):
+        return False
+    threads = server._threads
+    daemon = bool(server.daemon_threads)
+    name = None
+    target = server.process_request_thread
+    if is_default(target, server, defaults.thread_target):
+        target = _finish_in_thread
+        arguments = (server, control, defaults, request, client_address)
+    else:
+        name = getattr(target, "__name__", None)
+        named = name is not None
+        arguments = (request, client_address)
+    thread = pool.new_thread(name, daemon)
+    if not named:
+        thread._of = None
+    if not daemon:
+        pool.keep(threads, thread)
+    try:
+        pool.begin(thread, target, arguments, daemon)
+    except BaseException as error:
+        if thread in threads:
+            threads.remove(thread)  # it never ran: server_close() must not wait for it
+        if isinstance(error, Exception):
+            control.start_failed()
+        raise
+    return True
+
+
+def _finish_in_thread(server, Control control, Defaults defaults, request, client_address):
+    """ThreadingMixIn.process_request_thread(), and what it calls as far as that is untouched."""
+    try:
+        hook = server.finish_request
+        if is_default(hook, server, defaults.finish_request):
+            server.RequestHandlerClass(request, client_address, server)
+        else:
+            hook(request, client_address)
+    except Exception:
+        server.handle_error(request, client_address)
+    finally:
+        shut_down(server, control, defaults, request)
+
+
+cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1:
+    """Call shutdown_request(); of a plain connection and untouched hooks, do what they would."""
+    hook = server.shutdown_request
+    if (type(request) is defaults.connection
+            and is_default(hook, server, defaults.shutdown_request)
+            and is_default(server.close_request, server, defaults.close_request)):
+        end_connection(request)
+        control.released()
+    else:
+        hook(request)
     return 0
 
 
 def dispatch(server, Control control not None, Defaults defaults not None):
     """Handle one request of a readable server, as BaseServer._handle_request_noblock() does."""
-    dispatch_one(server, control, defaults, False)
+    dispatch_one(server, control, defaults, False, NULL, False)

@@ -11,9 +11,25 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
 from fastsock cimport _sys
-from fastsock._accept cimport fail
+from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
-from fastsock._control cimport Control, Defaults, Wakeup, dispatch_one, is_default
+from fastsock._accept cimport Accepted, accept_from
+from fastsock._control cimport (
+    Control,
+    Defaults,
+    Wakeup,
+    accepts_natively,
+    dispatch_one,
+    is_default,
+)
+from fastsock._leader cimport Leadership
+from fastsock._worker cimport (
+    Feeder,
+    Pool,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    Worker,
+)
 
 cdef enum:
     # A listener that is closed or broken has this long for a shutdown(), or for another
@@ -22,6 +38,12 @@ cdef enum:
     LOOK_AGAIN = 10 * MILLISECOND
     # How long to wait at a time where there is no wake-up.
     SLICE = 20 * MILLISECOND
+    # A poll that was shorter found an event that was there already.
+    AT_ONCE = 20_000
+    # Requests that are not further apart than this follow each other closely.
+    CLOSELY = 1 * MILLISECOND
+    # A loop that calls service_actions() more often than this has no time to sleep.
+    OFTEN = 10 * MILLISECOND
 
 
 cdef inline int _poll_timeout(nanoseconds deadline) noexcept nogil:
@@ -71,6 +93,7 @@ cdef class _Entry:
     cdef bint registered
     cdef nanoseconds actions_at  # when service_actions() is next due without a request
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
+    cdef bint watch_muted  # left to the next service_actions()
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
@@ -101,6 +124,11 @@ cdef class Loop:
     cdef Defaults defaults
     cdef _sys.pollfd *polled  # of this run alone; the first is the wake-up
     cdef size_t room
+    cdef Accepted accepted
+    cdef bint has_accepted  # or has failed to: to be dispatched in this pass
+    cdef bint busy  # the last poll did not have to wait
+    cdef nanoseconds took_at  # when the latest request came
+    cdef Leadership leadership  # of the only server, or None
 
     def __init__(self, poll_interval, Defaults defaults not None, wait):
         self.interval = _interval(poll_interval)
@@ -117,6 +145,7 @@ cdef class Loop:
 
         own_flag: the server's class has a _BaseServer__shutdown_request of its own, to be read.
         """
+        cdef Feeder feeder
         cdef _Entry entry = _Entry()
         entry.server = server
         entry.control = control
@@ -124,6 +153,10 @@ cdef class Loop:
         entry.own_flag = own_flag
         control.wakeups.append(self.wakeup)
         self.entries.append(entry)
+        if control.pool is not None:
+            feeder = (<Pool> control.pool).feeder
+            if feeder is not None:
+                feeder.dismiss()  # another loop's
 
     def run(self):
         """Serve until every server was asked to stop, or until an exception leaves a hook."""
@@ -132,19 +165,34 @@ cdef class Loop:
             self.drop_stopped()
             if not self.entries:
                 return
-            count = len(self.entries) + 1
+            count = 2 * len(self.entries) + 1
             if count > self.room:
                 self.make_room(count)
             self.poll(self.prepare())
-            # Python's signal handlers run here; KeyboardInterrupt ends the loop.
-            PyErr_CheckSignals()
+            if not self.has_accepted:
+                # Python's signal handlers run here; KeyboardInterrupt ends the loop.
+                PyErr_CheckSignals()
             self.serve_ready()
 
     def close(self):
         """Give the wake-up back, and end the serving of whatever is still served."""
         self.wakeup.retire()
+        failed = None
+        self.discard()
         while self.entries:
-            self.drop(len(self.entries) - 1)
+            try:
+                self.drop(len(self.entries) - 1)
+            except BaseException as error:
+                failed = failed or error
+        self.discard()
+        if failed is not None:
+            raise failed
+
+    cdef void discard(self) noexcept:
+        """Close what was accepted and not dispatched: a hook could not be looked up."""
+        if self.has_accepted and self.accepted.descriptor >= 0:
+            _sys.close(self.accepted.descriptor)
+        self.has_accepted = False
 
     cdef int make_room(self, size_t count) except -1:
         cdef void *larger = realloc(self.polled, count * sizeof(_sys.pollfd))
@@ -170,9 +218,37 @@ cdef class Loop:
 
     cdef int drop(self, Py_ssize_t index) except -1:
         cdef _Entry entry = self.entries.pop(index)
-        entry.control.wakeups.remove(self.wakeup)
-        entry.control.let_go()
-        entry.ended(entry.server)
+        try:
+            self.flush(entry)
+            if self.leadership is not None:
+                try:
+                    self.leadership.retire()
+                    if self.took_over():
+                        self.dispatch(entry)  # it was accepted before
+                finally:
+                    self.leadership = None
+        finally:
+            entry.control.wakeups.remove(self.wakeup)
+            entry.ended(entry.server)
+        return 0
+
+    cdef bint took_over(self) except -1:
+        """Whether there is a connection that a leader has accepted and may not begin."""
+        if self.leadership is None:
+            return False
+        self.leadership.check()
+        if not self.leadership.has_accepted:
+            return False
+        self.leadership.has_accepted = False
+        self.accepted = self.leadership.accepted
+        self.has_accepted = True
+        self.polled[1].revents = _sys.POLLIN
+        return True
+
+    cdef int flush(self, _Entry entry) except -1:
+        """Wake the thread of the last request, if that was left to the poll."""
+        if entry.control.pool is not None:
+            (<Pool> entry.control.pool).flush()
         return 0
 
     cdef nanoseconds prepare(self) except -2:
@@ -199,21 +275,29 @@ cdef class Loop:
                 entry.actions_at = NEVER if self.interval == NEVER else now + self.interval
             if entry.control.paused_until > now:
                 descriptor = -1
-            elif entry.control.held is not None:
+            elif entry.control.held is not None and entry.control.held.fileno() >= 0:
                 descriptor = entry.control.held.fileno()
             elif descriptor < 0:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
             slot.fd = descriptor  # poll(2) skips a negative one
+            slot += 1
+            slot.events = _sys.POLLIN
+            slot.fd = -1
+            if entry.control.watched is not None and not entry.watch_muted:
+                slot.fd = entry.control.watched.fileno()
             until = sooner(until, entry.actions_at)
         return until
 
     cdef int poll(self, nanoseconds until) except -1:
-        cdef _sys.nfds_t count = len(self.entries) + 1
+        cdef _sys.nfds_t count = 2 * len(self.entries) + 1
         cdef int timeout = _poll_timeout(until)
         cdef int ready, error = 0
         cdef _sys.nfds_t index
+        cdef _Entry first = self.entries[0]
+        cdef PyThread_type_lock wake = NULL
+        cdef bint accepts
         for index in range(count):
             self.polled[index].revents = 0
         if self.wait is not None:
@@ -224,10 +308,20 @@ cdef class Loop:
                     if self.polled[index].fd == <int> descriptor:
                         self.polled[index].revents = _sys.POLLIN
         else:
-            with nogil:
-                ready = _sys.poll(self.polled, count, timeout)
-                if ready < 0:
-                    error = _sys.errno
+            # Getting the GIL back is what is slow where threads contend for it: so a thread is
+            # woken, the poll done and a connection accepted between giving it up and that. But
+            # nothing is accepted after a wait, in which get_request() may have been replaced.
+            accepts = (self.busy and count == 3 and first.control.pool is not None
+                       and first.control.held is None and self.accepts(first))
+            if self.took_over():
+                return 0
+            if first.control.pool is not None:
+                wake = (<Pool> first.control.pool).take_pending()
+            if self.leadership is not None and self.leadership.holder is not None:
+                self.busy = False
+                ready = self.leadership.wait(self.polled, count, until, wake, &error)
+            else:
+                ready = self.poll_and_accept(count, timeout, accepts, wake, &error)
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -237,21 +331,44 @@ cdef class Loop:
             self.wakeup.clear()
         return 0
 
+    cdef int poll_and_accept(self, _sys.nfds_t count, int timeout, bint accepts,
+                             PyThread_type_lock wake, int *error) except -2:
+        cdef int ready = 0
+        cdef nanoseconds begun
+        if accepts:
+            # Under the GIL: get_request() may be replaced as soon as that is given up.
+            ready = _sys.poll(self.polled, count, 0)
+            accepts = (ready > 0 and self.polled[1].revents == _sys.POLLIN
+                       and not self.polled[0].revents)
+        with nogil:
+            if wake != NULL:
+                PyThread_release_lock(wake)
+            if accepts:
+                accept_from(self.polled[1].fd, &self.accepted)
+                self.has_accepted = True
+            if ready == 0:
+                begun = monotonic()
+                ready = _sys.poll(self.polled, count, timeout)
+                self.busy = monotonic() - begun < AT_ONCE
+            if ready < 0:
+                error[0] = _sys.errno
+        return ready
+
     cdef int serve_ready(self) except -1:
         cdef _Entry entry
         cdef Control control
-        cdef Py_ssize_t index = 0
+        cdef Py_ssize_t index = -1
         cdef short events
         cdef bint took
         for entry in self.entries:
-            index += 1
+            index += 2
             control = entry.control
-            if entry.stopping():
+            if not self.has_accepted and entry.stopping():
                 continue
             events = self.polled[index].revents
             took = False
-            if events and control.held is not None:
-                control.let_go()
+            if control.held is not None and (events or control.held.fileno() < 0):
+                control.held = None
                 took = True
             elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
@@ -265,21 +382,56 @@ cdef class Loop:
             elif self.polled[index].fd >= 0:
                 entry.broken_until = 0
             if took or (entry.actions_at != NEVER and monotonic() >= entry.actions_at):
+                entry.watch_muted = False
                 entry.server.service_actions()
                 if self.interval != NEVER:
                     entry.actions_at = monotonic() + self.interval
+            elif self.polled[index + 1].revents:
+                entry.watch_muted = not control.on_watched(entry.server)
         return 0
 
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
         """Whether a handler that ran since the poll has left this server's descriptor alone."""
         return _descriptor(entry.server, False) == self.polled[index].fd
 
+    cdef bint accepts(self, _Entry entry) except -1:
+        """Whether to accept right after the poll."""
+        return (is_default(entry.server._handle_request_noblock, entry.server,
+                           self.defaults.handle_request_noblock)
+                and accepts_natively(entry.server, self.defaults)
+                and entry.server.socket.fileno() == self.polled[1].fd)
+
     cdef bint dispatch(self, _Entry entry) except -1:
-        noblock = entry.server._handle_request_noblock
-        if is_default(noblock, entry.server, self.defaults.handle_request_noblock):
-            return dispatch_one(entry.server, entry.control, self.defaults, True)
-        noblock()
+        cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
+        cdef bint defer
+        noblock = None if accepted != NULL else entry.server._handle_request_noblock
+        if accepted == NULL and not is_default(noblock, entry.server,
+                                               self.defaults.handle_request_noblock):
+            noblock()
+            return True
+        # Nothing but the poll follows, so the thread of the request need not be woken before.
+        defer = (self.wait is None and len(self.entries) == 1
+                 and is_default(entry.server.service_actions, entry.server,
+                                self.defaults.service_actions)
+                 and is_default(entry.server.fileno, entry.server, self.defaults.fileno))
+        self.has_accepted = False
+        if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer):
+            return False
+        if defer and entry.control.pool is not None:
+            self.appoint(entry)
         return True
+
+    cdef int appoint(self, _Entry entry) except -1:
+        """When requests follow each other closely, leave the next one to this one's thread."""
+        cdef nanoseconds now = monotonic()
+        cdef bint closely = now - self.took_at < CLOSELY
+        self.took_at = now
+        if not closely or entry.own_flag or (self.interval != NEVER and self.interval < OFTEN):
+            return 0
+        if self.leadership is None:
+            self.leadership = Leadership(entry.server, entry.control, self.defaults, self.wakeup)
+        self.leadership.appoint()
+        return 0
 
 
 cdef object _ebadf():
@@ -293,6 +445,28 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
     _handle_request_noblock() returned), or (False, None) when the time is over without a
     request and the caller has to run handle_timeout(). Signal handlers run while it waits.
     """
+    cdef Pool pool
+    cdef Feeder feeder
+    cdef Worker feeding = None
+    control.singly += 1
+    try:
+        pool = control.pool
+        if pool is not None:
+            feeding, pool.feeding = pool.feeding, None
+            pool.newest = None
+            feeder = pool.feeder
+            if feeder is not None:
+                feeder.dismiss()  # a loop's that runs beside
+            feeder = None
+        return _handle_one(server, control, defaults, timeout, wait)
+    finally:
+        if pool is not None and feeding is not None:
+            pool.feeding = feeding
+        control.singly -= 1
+
+
+cdef tuple _handle_one(object server, Control control, Defaults defaults, object timeout,
+                       object wait):
     cdef _sys.pollfd slot
     cdef nanoseconds interval = _interval(timeout)
     cdef nanoseconds deadline = NEVER if interval == NEVER else monotonic() + interval
@@ -321,7 +495,9 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
             noblock = server._handle_request_noblock
             if not is_default(noblock, server, defaults.handle_request_noblock):
                 return True, noblock()
-            if dispatch_one(server, control, defaults, True):
+            if dispatch_one(server, control, defaults, True, NULL, False):
+                if control.pool is not None:
+                    (<Pool> control.pool).await_begun()
                 return True, None
         if deadline != NEVER and monotonic() >= deadline:
             return False, None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket as _socket_module
-from io import BufferedIOBase, BytesIO
+from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BytesIO
 from socket import socket as _socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fastsock._connection import Connection
+from fastsock._reader import Reader
 from fastsock._types import ReadableBuffer, RequestType, RetAddress
+from fastsock._writer import writer_of
 
 if TYPE_CHECKING:
     from fastsock._servers import BaseServer
@@ -89,19 +91,31 @@ class StreamRequestHandler(BaseRequestHandler):
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
             self.connection.setsockopt(_socket_module.IPPROTO_TCP, _socket_module.TCP_NODELAY, True)
-        self.rfile = self.connection.makefile("rb", self.rbufsize)
+        native = type(self.connection) is Connection
+        if native and self.rbufsize != 0:
+            self.rfile = Reader(self.connection, _size(self.rbufsize))
+        else:
+            self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
             self.wfile = _SocketWriter(self.connection)
+        elif native:
+            self.wfile = writer_of(self.connection, _size(self.wbufsize))
         else:
             self.wfile = self.connection.makefile("wb", self.wbufsize)
 
     def finish(self) -> None:
         """Flush and close wfile and rfile. A peer that is gone by then is no error."""
         if not self.wfile.closed:
-            with contextlib.suppress(OSError):  # nobody is left to take the rest of the reply
+            try:  # noqa: SIM105 (contextlib.suppress() costs more than the rest)
                 self.wfile.flush()
+            except OSError:  # nobody is left to take the rest of the reply
+                pass
         self.wfile.close()
         self.rfile.close()
+
+
+def _size(size: int | None) -> int:
+    return DEFAULT_BUFFER_SIZE if size is None or size < 0 else size
 
 
 class _SocketWriter(BufferedIOBase):
@@ -115,6 +129,8 @@ class _SocketWriter(BufferedIOBase):
 
     def write(self, b: ReadableBuffer) -> int:
         self._sock.sendall(b)
+        if type(b) is bytes:
+            return len(b)
         with memoryview(b) as view:
             return view.nbytes
 

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastsock import _plain
-from fastsock._control import Control
-from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from fastsock import _plain, _threads, _worker
+from fastsock._children import Children
+from fastsock._control import Control, begin_in_thread
+from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._types import RequestType, RetAddress
 
 
+def _control_of(server: Any) -> Control | None:
+    """None if a mix-in is mixed into a foreign server."""
+    control = getattr(server, "__dict__", {}).get("_fastsock")
+    return control if isinstance(control, Control) and control.owner == id(server) else None
+
+
 def _start_failed(server: Any) -> None:
-    control = getattr(server, "_fastsock", None)  # none if mixed into a foreign server
-    if isinstance(control, Control):
+    control = _control_of(server)
+    if control is not None:
         control.start_failed()
 
 
-def _hold(server: Any, instead: _AnyChild) -> bool:
-    control = getattr(server, "_fastsock", None)
-    return isinstance(control, Control) and control.hold(instead)
-
-
-def _collect(children: set[int], flags: int) -> None:
-    for pid in children.copy():
+def _collect(children: set[int], pids: Iterable[int], flags: int) -> None:
+    for pid in pids:
         try:
             ended, _ = os.waitpid(pid, flags)
             children.discard(ended)  # 0 while it runs
@@ -35,6 +36,48 @@ def _collect(children: set[int], flags: int) -> None:
             children.discard(pid)  # someone else has collected it
         except OSError:
             pass
+
+
+def _collects_by_default(server: Any) -> bool:
+    """Whether to collect a child between the hooks can be noticed by none."""
+    return (
+        type(server).collect_children is ForkingMixIn.collect_children
+        and "collect_children" not in server.__dict__
+    )
+
+
+def _child_ended(server: Any) -> bool:
+    """The loop's call when a child has ended: no zombie waits for the next poll_interval."""
+    if server.active_children is None or not _collects_by_default(server):
+        return False
+    _collect_ended(server)
+    return True
+
+
+def _watched_of(server: Any) -> Children | None:
+    watched = getattr(server, "__dict__", {}).get("_fastsock_children")
+    return watched if isinstance(watched, Children) else None
+
+
+def _collect_ended(server: Any) -> None:
+    """Collect the children that have ended; ask those one by one that cannot be watched."""
+    children = server.active_children
+    watched = _watched_of(server)
+    if watched is None:
+        _collect(children, children.copy(), os.WNOHANG)
+        return
+    _collect_watched(server, watched)
+    _collect(children, children - watched.pids, os.WNOHANG)
+
+
+def _collect_watched(server: Any, watched: Children) -> None:
+    ended = watched.ended()
+    if not ended:
+        return
+    if (control := _control_of(server)) is not None:
+        # A loop that waits for these has nothing to wait for any more: they are told of once.
+        control.let_go(watched)
+    _collect(server.active_children, server.active_children.intersection(ended), os.WNOHANG)
 
 
 class ForkingMixIn:
@@ -62,22 +105,22 @@ class ForkingMixIn:
         """
         if self.active_children is None:
             return
-        _collect(self.active_children, os.WNOHANG)
+        _collect_ended(self)
         while self.active_children and len(self.active_children) >= self.max_children:
-            try:
-                any_child = _AnyChild(self.active_children)
-            except ProcessLookupError:
-                pass  # collected by someone else already
-            except (OSError, AttributeError):
+            watched = _watched_of(self)
+            if watched is None or not self.active_children <= watched.pids:
                 _plain.wait([], 10)  # pidfds are refused, or descriptors have run out
             else:
-                if not blocking and _hold(self, any_child):
+                control = None if blocking else _control_of(self)
+                if control is not None and control.hold(watched):
                     return
-                with contextlib.closing(any_child):
-                    _plain.wait([any_child.fileno()], -1)
-            _collect(self.active_children, os.WNOHANG)
+                _plain.wait([watched.fileno()], -1)
+            _collect_ended(self)
         if blocking:
-            _collect(self.active_children, 0)
+            _collect(self.active_children, self.active_children.copy(), 0)
+            watched = _watched_of(self)
+            if watched is not None:
+                watched.close()
 
     def handle_timeout(self) -> None:
         """Collect children. May be extended; do not override."""
@@ -93,6 +136,11 @@ class ForkingMixIn:
         Raises:
             OSError: fork(2) failed. The loop reports it, ends the request and goes on.
         """
+        watched = _watched_of(self)
+        if watched is not None and self.active_children and _collects_by_default(self):
+            # handle_request() in a loop has no other occasion to. Not after the fork: the new
+            # child is to be found in active_children for as long as nothing else is handled.
+            _collect_watched(self, watched)
         try:
             pid = os.fork()
         except OSError:
@@ -102,6 +150,7 @@ class ForkingMixIn:
             if self.active_children is None:
                 self.active_children = set()
             self.active_children.add(pid)
+            self._watch(pid)
             self.close_request(request)  # type: ignore[attr-defined]
             return
         # The child leaves through _exit() only: nothing of the parent's may run here.
@@ -117,49 +166,37 @@ class ForkingMixIn:
             finally:
                 os._exit(status)
 
+    def _watch(self, pid: int) -> None:
+        """Learn of the child's end from the loop."""
+        watched = _watched_of(self)
+        if watched is None:
+            watched = vars(self)["_fastsock_children"] = Children()
+        with contextlib.suppress(OSError):  # such a child is asked by its pid
+            watched.add(pid)
+        if (control := _control_of(self)) is not None:
+            control.on_watched = _child_ended
+            control.watched = watched
+
     def server_close(self) -> None:
         """Close, then collect children; wait for all if block_on_close."""
         super().server_close()  # type: ignore[misc]
         self.collect_children(blocking=self.block_on_close)
-
-
-class _AnyChild:
-    """A descriptor that becomes readable when one of these children has ended.
-
-    An epoll(7) over their pidfds (pidfd_open(2)). Collects none of them.
-    """
-
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._pidfds: list[int] = []
-        self._epoll = select.epoll()
-        try:
-            for pid in pids:
-                self._pidfds.append(os.pidfd_open(pid))
-                self._epoll.register(self._pidfds[-1], select.EPOLLIN)
-        except BaseException:
-            self.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def close(self) -> None:
-        self._epoll.close()
-        while self._pidfds:
-            os.close(self._pidfds.pop())
+        watched = _watched_of(self)
+        if watched is not None:
+            watched.close()
 
 
 class _Threads(list[threading.Thread]):
     """The non-daemon threads of a server that ``server_close()`` joins."""
 
-    #: reap when the list is this long; doubled by what is alive, so that a thread is looked at
-    #: a constant number of times however many there are
+    #: reap when the list is this long; what is alive then is given some room, so that a request
+    #: costs a constant number of looks however many threads there are
     _reap_at = 8
 
     def append(self, thread: threading.Thread) -> None:
         if len(self) >= self._reap_at:
             self.reap()
-            self._reap_at = max(8, 2 * len(self))
+            self._reap_at = max(8, len(self) + len(self) // 8)
         if thread.daemon:
             return
         super().append(thread)
@@ -189,14 +226,24 @@ class _NoThreads:
 class ThreadingMixIn:
     """Handle each request in a thread of its own. (Documented: ``socketserver.ThreadingMixIn``.)
 
+    A thread that has ended its request is used for another one, which cannot tell.
+
     Attributes:
         daemon_threads: the threads do not delay the interpreter's exit, nor ``server_close()``.
         block_on_close: ``server_close()`` waits until all threads that are not daemons have
             ended.
+        reuse_threads: if false, every request gets a new ``threading.Thread``. (This and the
+            following are not in the standard library.)
+        thread_idle_timeout: seconds after which a thread that waits for a request ends.
+        max_threads: with as many requests under way, the server accepts nothing until one has
+            ended; None, or no positive number: no limit.
     """
 
     daemon_threads: bool = False
     block_on_close: bool = True
+    reuse_threads: bool = True
+    thread_idle_timeout: float = 10.0
+    max_threads: int | None = None
     _threads: _Threads | _NoThreads = _NoThreads()
 
     def process_request_thread(self, request: RequestType, client_address: RetAddress) -> None:
@@ -215,28 +262,92 @@ class ThreadingMixIn:
             RuntimeError: no thread could be started. The loop reports it, ends the request and
                 goes on.
         """
-        if self.block_on_close:
-            vars(self).setdefault("_threads", _Threads())
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address)
-        )
-        thread.daemon = self.daemon_threads
+        if self.block_on_close and "_threads" not in vars(self):
+            self._threads = _Threads()
+        target: Callable[..., object] = self.process_request_thread
+        slots, most = None, 0
+        if type(self.max_threads) is int and self.max_threads > 0:
+            slots, most = _slots_of(self), self.max_threads
+            slots.wait(most)  # where there is no loop to do so
+            target = slots.counted(target)
+        pool = None
+        if self.reuse_threads and _threads.can_reuse():
+            pool = _pool_of(self)
+            control = _control_of(self)
+            if (
+                slots is None
+                and control is not None
+                and begin_in_thread(self, control, _DEFAULTS, request, client_address)
+            ):
+                return
+        thread: threading.Thread
+        if pool is not None:
+            thread = _threads.RequestThread(target, bool(self.daemon_threads))
+        else:
+            thread = threading.Thread(target=target, args=(request, client_address))
+            thread.daemon = self.daemon_threads
         self._threads.append(thread)
         try:
-            thread.start()
+            if pool is not None:
+                pool.run(thread, target, (request, client_address), thread.daemon)
+            else:
+                thread.start()
         except BaseException as error:
             # A thread that never ran cannot be joined: server_close() must not meet it.
             if isinstance(self._threads, list):
                 with contextlib.suppress(ValueError):
                     self._threads.remove(thread)
+            if slots is not None:
+                slots.give_back()
             if isinstance(error, Exception):
                 _start_failed(self)
             raise
+        if slots is not None and slots.running >= most:
+            slots.clear()
+            control = _control_of(self)
+            if control is not None and control.hold(slots) and slots.running < most:
+                slots.wake()  # one has ended meanwhile
+        elif slots is not None and (control := _control_of(self)) is not None:
+            control.let_go(slots)  # a hook has waited in the loop's place
 
     def server_close(self) -> None:
         """Close, then join the threads that are not daemons if block_on_close."""
         super().server_close()  # type: ignore[misc]
         self._threads.join()
+        slots = vars(self).pop("_fastsock_slots", None)
+        if slots is not None and (control := _control_of(self)) is not None:
+            control.let_go(slots)
+        pool = vars(self).pop("_fastsock_threads", None)
+        if pool is not None:
+            if (control := _control_of(self)) is not None:
+                control.pool = None
+            for ended in pool.close():
+                ended.join()
+
+
+def _slots_of(server: Any) -> _threads.Slots:
+    attributes = vars(server)
+    slots: _threads.Slots | None = attributes.get("_fastsock_slots")
+    if slots is None or slots.process != os.getpid():  # after a fork those are the parent's
+        slots = attributes["_fastsock_slots"] = _threads.Slots()
+    return slots
+
+
+def _pool_of(server: Any) -> _worker.Pool:
+    attributes = vars(server)
+    pool: _worker.Pool | None = attributes.get("_fastsock_threads")
+    if pool is None or pool.closed:  # by the server_close() of a copy
+        seconds = server.thread_idle_timeout
+        if not isinstance(seconds, int | float):
+            seconds = ThreadingMixIn.thread_idle_timeout
+        pool = attributes["_fastsock_threads"] = _threads.make_pool(seconds, _Threads)
+        if (control := _control_of(server)) is not None:
+            control.pool = pool  # so that its loop wakes the threads when it waits itself
+    return pool
+
+
+_DEFAULTS.thread_request = ThreadingMixIn.process_request
+_DEFAULTS.thread_target = ThreadingMixIn.process_request_thread
 
 
 class ForkingTCPServer(ForkingMixIn, TCPServer):

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import traceback
+from _socket import socket as _socket_type
 from collections import deque
 from collections.abc import Callable, Iterable
 from socket import socket as _socket
@@ -19,6 +20,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fastsock import _core, _plain
+from fastsock._accept import unpatched
+from fastsock._channel import adopt
+from fastsock._connection import GENUINE, Connection
 from fastsock._control import Control, Defaults, dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._types import (
@@ -154,11 +158,12 @@ class BaseServer:
         not accepted yet stays in the backlog. (Documented: ``socketserver.BaseServer.shutdown``.)
         """
         self.__shutdown_request = True
-        _control_of(self).wake()  # also where a subclass has an attribute of that name
+        control = _control_of(self)
+        control.wake()  # also where a subclass has an attribute of that name
         ended = self.__is_shut_down
         if not isinstance(ended, _LoopEnded):
             ended.wait()  # an event that the program put in place
-        elif ended.runs_elsewhere():
+        elif ended.runs_elsewhere() and not control.takes_here():
             ended.join()
 
     def service_actions(self) -> None:
@@ -261,6 +266,8 @@ class TCPServer(BaseServer):
             ``SOCK_STREAM``).
         allow_reuse_address: set SO_REUSEADDR before binding.
         allow_reuse_port: set SO_REUSEPORT before binding, INET and INET6 only.
+        tcp_nodelay: set TCP_NODELAY for all connections, INET and INET6 only: small writes are
+            sent at once. (Not in the standard library.)
         request_queue_size: the backlog, in connections, given to ``listen()``.
     """
 
@@ -269,6 +276,7 @@ class TCPServer(BaseServer):
     request_queue_size: int = getattr(socket, "SOMAXCONN", 5)
     allow_reuse_address: bool = False
     allow_reuse_port: bool = False
+    tcp_nodelay: bool = True
 
     socket: _socket
     server_address: AfInetAddress | AfInet6Address
@@ -316,10 +324,22 @@ class TCPServer(BaseServer):
                 with contextlib.suppress(AttributeError):
                     error.filename = self.server_address
             raise
+        _control_of(self).bound(self.socket)
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
-        """Listen. May be overridden."""
+        """Listen. May be overridden.
+
+        Connections inherit the listener's TCP_NODELAY (tcp(7)).
+        """
+        if (
+            self.tcp_nodelay
+            and self.address_family in (socket.AF_INET, socket.AF_INET6)
+            and self.socket_type == socket.SOCK_STREAM
+            and isinstance(self.socket, _socket_type)
+        ):
+            with contextlib.suppress(OSError):  # a protocol that has no such option
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.listen(self.request_queue_size)
 
     def server_close(self) -> None:
@@ -335,13 +355,18 @@ class TCPServer(BaseServer):
 
         An OSError means that there is no request; the loop goes on.
         """
-        return self.socket.accept()
+        request, client_address = self.socket.accept()
+        if GENUINE is not None and type(request) is GENUINE and unpatched():
+            request = adopt(Connection, request)
+        return request, client_address
 
     def shutdown_request(self, request: RequestType) -> None:
         """Shut the connection down for writing, then ``close_request()``."""
         # The peer sees the end of the reply even if another process holds the connection open.
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 (contextlib.suppress() costs as much as all the rest)
             request.shutdown(socket.SHUT_WR)  # type: ignore[union-attr]
+        except OSError:
+            pass
         self.close_request(request)
 
     def close_request(self, request: RequestType) -> None:
@@ -460,8 +485,9 @@ def _control_of(server: Any) -> Control:
     """
     attributes: dict[str, Any] = getattr(server, "__dict__", {})
     control = attributes.get("_fastsock")
-    if type(control) is not Control:
+    if type(control) is not Control or control.owner != id(server):
         control = attributes["_fastsock"] = Control()
+        control.owner = id(server)
     return control
 
 
@@ -484,5 +510,10 @@ _DEFAULTS = Defaults(
     process_request=BaseServer.process_request,
     finish_request=BaseServer.finish_request,
     handle_request_noblock=BaseServer._handle_request_noblock,
+    shutdown_request=TCPServer.shutdown_request,
+    close_request=TCPServer.close_request,
+    service_actions=BaseServer.service_actions,
+    fileno=TCPServer.fileno,
+    connection=Connection,
     pair=_pair,
 )

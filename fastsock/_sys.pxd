@@ -7,6 +7,7 @@ cdef extern from "<errno.h>" nogil:
         EAGAIN
         EBADF
         ECONNABORTED
+        ECONNRESET
         EINTR
         EINVAL
         EMFILE
@@ -25,6 +26,7 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
         POLLNVAL
+        POLLOUT
 
 cdef extern from "<sys/eventfd.h>" nogil:
     ctypedef unsigned long long eventfd_t
@@ -43,6 +45,12 @@ cdef extern from "<time.h>" nogil:
     enum:
         CLOCK_MONOTONIC
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    enum:
+        FIONBIO
+        FIONREAD
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
@@ -54,6 +62,9 @@ cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr_storage:
         sa_family_t ss_family
     int accept4(int fd, sockaddr *address, socklen_t *length, int flags)
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int shutdown(int fd, int how)
     ssize_t recvfrom(int fd, void *buffer, size_t size, int flags,
                      sockaddr *address, socklen_t *length)
     enum:
@@ -61,6 +72,8 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_INET6
         AF_UNIX
         MSG_DONTWAIT
+        MSG_NOSIGNAL
+        SHUT_WR
         SOCK_CLOEXEC
 
 cdef extern from "<netinet/in.h>" nogil:

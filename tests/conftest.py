@@ -128,7 +128,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def make(ss: ModuleType, folder: str, trace: support.Trace) -> Iterator[Callable[..., Any]]:
+def make(
+    ss: ModuleType, folder: str, trace: support.Trace, time_limit: None
+) -> Iterator[Callable[..., Any]]:
     """make(server class, handler, **class attributes): a server, closed before the trace is."""
     servers = []
 

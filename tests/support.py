@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-TIMEOUT = 10.0  # of every blocking operation; a test that needs it has failed
+TIMEOUT = 20.0  # of every blocking operation; a test that needs it has failed
 POLL = 0.002  # the poll_interval of servers that run in a thread
 ESCAPED = 99  # exit status of a child that came back into pytest
 WORKER_NAME = re.compile(r"Thread-\d+ \(process_request_thread\)")

@@ -417,6 +417,32 @@ def test_full_house_does_not_block_the_loop(ss: ModuleType, make: Make) -> None:
             hang_up(client)
 
 
+def test_ended_while_a_hook_collects_twice(ss: ModuleType, make: Make) -> None:
+    """One that a hook collects in the loop's place makes room for the next request."""
+
+    class Collecting(ss.ForkingTCPServer):
+        max_children = 1
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            pid = only_child(self)
+            self.collect_children()  # a full house: waits, or has the loop wait
+            collected.set()
+            wait_until(lambda: has_exited(pid))
+            self.collect_children()
+
+    handler = new("Handler", ss.BaseRequestHandler, handle=wait_for_the_end)
+    server = make(Collecting, handler)
+    with serving(server):
+        for _ in range(2):
+            collected = threading.Event()
+            client = connect(server)
+            wait_until(lambda: server.active_children)
+            collected.wait(0.1)
+            hang_up(client)
+            assert collected.wait(TIMEOUT)
+
+
 # --- what is done in a child
 
 

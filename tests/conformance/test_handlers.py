@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import io
 import socket
+import termios
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from support import (
     receive,
     recording,
     serving,
+    wait_until,
 )
 
 Make = Callable[..., Any]
@@ -143,6 +146,56 @@ def test_rbufsize(ss: ModuleType, pair: Any) -> None:
         client.sendall(b"first\nsecond")
         handling(ss, handle, rbufsize=rbufsize)(request, None, None)
     assert lines == [b"first\n", b"second"] * 3
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 512, 1024, 1025, 3000])
+@pytest.mark.parametrize("size", [100, 1023, 1024, 1025, 5000, 8192, 9000])
+def test_how_far_rfile_reads_ahead(ss: ModuleType, make: Make, rbufsize: int, size: int) -> None:
+    """As much as has come, up to the size of the buffer."""
+    seen: list[Any] = []
+
+    def waiting(sock: socket.socket) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(sock, termios.FIONREAD, count)
+        return count[0]
+
+    def handle(self: Any) -> None:
+        wait_until(lambda: waiting(self.connection) == size)
+        seen.append((self.rfile.readline(), waiting(self.connection)))
+        seen.append((len(self.rfile.peek(1)), waiting(self.connection)))
+        seen.append((len(self.rfile.read1(65536)), waiting(self.connection)))
+
+    server = make(ss.TCPServer, handling(ss, handle, rbufsize=rbufsize))
+    with serving(server), connect(server) as client:
+        client.sendall(b"\n" + b"x" * (size - 1))
+        assert receive(client) == b""
+    ahead = min(size, rbufsize if rbufsize > 0 else io.DEFAULT_BUFFER_SIZE)
+    assert seen == [(b"\n", size - ahead), (ahead - 1, size - ahead), (ahead - 1, size - ahead)]
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 1024, 1025, 3000])
+@pytest.mark.parametrize("size", [1023, 1024, 1025, 1026, 3000, 8193])
+def test_a_line_that_comes_in_one_piece(
+    ss: ModuleType, make: Make, rbufsize: int, size: int
+) -> None:
+    """It is there as soon as its end has come, however the buffer grows."""
+    seen: list[Any] = []
+
+    def handle(self: Any) -> None:
+        seen.append(self.rfile.readline())
+        self.wfile.write(b"x")
+        seen.append(self.rfile.read(size))
+        seen.append(self.rfile.read(2))
+        self.wfile.write(b"y")
+
+    line = b"l" * (size - 1) + b"\n"
+    server = make(ss.TCPServer, handling(ss, handle, rbufsize=rbufsize))
+    with serving(server), connect(server) as client:
+        client.sendall(line)
+        assert client.recv(1) == b"x"
+        client.sendall(b"r" * size + b"ab")
+        assert client.recv(1) == b"y"
+    assert seen == [line, b"r" * size, b"ab"]
 
 
 @pytest.mark.parametrize(("wbufsize", "arrival"), [(0, b"ab"), (1024, b"ba"), (-1, b"ba")])

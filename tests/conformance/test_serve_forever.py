@@ -59,6 +59,23 @@ def test_short_poll_interval(
     assert 3 * poll_interval <= elapsed < 3 * max(poll_interval, 0) + 1
 
 
+def test_a_request_puts_service_actions_off(ss: ModuleType, make: Make) -> None:
+    """The interval begins anew with each request: nothing is called before it is over."""
+    times: list[float] = []
+    server = make(
+        ss.TCPServer,
+        upper(ss.StreamRequestHandler),
+        service_actions=lambda self: times.append(time.monotonic()),
+    )
+    interval = 0.4
+    with serving(server, interval):
+        wait_until(lambda: times)
+        wait_until(lambda: time.monotonic() > times[0] + interval / 2)
+        ask(server)
+        wait_until(lambda: len(times) >= 3)
+    assert times[2] - times[1] > interval - 0.01
+
+
 def test_long_poll_intervals(ss: ModuleType, make: Make, trace: Trace) -> None:
     """None: never. Otherwise not before its time. The default is half a second."""
     begun = time.monotonic()

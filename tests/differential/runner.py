@@ -228,9 +228,13 @@ class Run(Waits):
         self.served = True
         self.wakes_often, self.stopped, self.failed = not op.exact, bool(stop), False
         poll = None if op.exact else POLL
+        was_closed = server.socket.fileno() < 0
         if self.waiting is not None:
             self.waiting.steps = self.steps
         self.serving = self.guarded("serve_forever", "serving", lambda: server.serve_forever(poll))
+        if was_closed:
+            # It fails at once, unless it was asked to stop before it has begun: see differences.py.
+            self.finish(self.serving, "serve_forever()")
         if self.waiting is not None:
             sender, self.waiting = self.waiting, None
             self.follow(sender)

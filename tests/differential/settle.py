@@ -45,7 +45,7 @@ WORKER_HOOKS = (
 def settle(program: Program) -> Program:
     if program.construct not in ("ok", "late", "bytes path"):
         program = replace(program, ops=())
-    program = replace(program, handler=_handler(program), ops=_ops(program))
+    program = replace(program, handler=_not_ahead(_handler(program)), ops=_ops(program))
     program = replace(program, actions=_actions(program))
     program = replace(
         program,
@@ -54,6 +54,13 @@ def settle(program: Program) -> Program:
     )
     program = replace(program, actions=tuple(a for a in program.actions if _defined(program, a)))
     return replace(program, overrides=_overrides(program))
+
+
+def _not_ahead(handler: Handler) -> Handler:
+    """No small rbufsize where it shows how far rfile has read ahead."""
+    if handler.rbufsize > 0 and any(step[0] in PARTIAL_READS for step in handler.script):
+        return replace(handler, rbufsize=-1)
+    return handler
 
 
 def is_exception(action: Action) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from .clients import Sender
 from .trace import Trace, describe
 
-LIMIT = float(os.environ.get("FASTSOCK_DIFFERENTIAL_LIMIT", "10"))
+LIMIT = float(os.environ.get("FASTSOCK_DIFFERENTIAL_LIMIT", "20"))
 
 
 class Stuck(Exception):

@@ -81,8 +81,8 @@ def queue(example: Any) -> Iterator[Callable[..., Any]]:
 
 
 def state(server: Any, number: int) -> str:
-    found = server.execute("SELECT state FROM queue WHERE number = ?", number).fetchone()
-    return str(found[0])
+    ((found,),) = server.execute("SELECT state FROM queue WHERE number = ?", number)
+    return str(found)
 
 
 def stop_at(number: int, handler_class: Any) -> Any:

@@ -18,7 +18,6 @@ import pytest
 
 REQUESTS = {"fastsock": 10_000, "socketserver": 6_000}
 WARM_UP = 500
-ABORTED = 6_000
 
 PROGRAM = """
     import gc, importlib, io, json, os, socket, struct, sys, tempfile, threading
@@ -194,4 +193,5 @@ def test_requests(long_limit: None, implementation: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
 def test_aborted_requests(long_limit: None, implementation: str, kind: str) -> None:
     """Not forking: the child would hold the client's end, which is in the same process, open."""
-    check(ABORTED, run(implementation, kind, ABORTED, WARM_UP, "aborted"))
+    requests = REQUESTS[implementation]
+    check(requests, run(implementation, kind, requests, WARM_UP, "aborted"))

@@ -1,0 +1,33 @@
+from fastsock._clock cimport nanoseconds
+
+
+cdef class Channel:
+    cdef object __weakref__
+    cdef int descriptor  # owned; -1: given away or closed
+    cdef bint handed_over  # the socket object has the descriptor and the timeout
+    cdef bint eager  # bytes were waiting at the last call: try once without releasing the GIL
+    cdef int family
+    cdef int kind
+    cdef int proto
+    cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
+    cdef object writer  # a weak reference to a wfile that may hold bytes back, or None
+
+    cdef int current(self, object connection, nanoseconds *limit) except -2
+    cdef int not_ready(self, nanoseconds deadline) except -1
+    cdef int after_wait(self, object connection) noexcept nogil
+    cdef int hand_over(self, object connection) except -1
+    cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
+                            int flags) except -1
+    cdef size_t at_once(self, object connection, void *buffer, size_t size) except? 0
+    cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
+                         bint all_of_it) except -1
+    cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
+                             int flags, nanoseconds deadline, int *error) except -1
+    cdef int close(self) except -1
+
+
+cdef int fail(int error) except -1
+cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, int flags)
+cdef Channel channel_of(object connection)
+cdef object make_connection(object cls, int descriptor, int family, int kind, int proto)
+cdef int end_connection(object connection) except -1

@@ -1,0 +1,570 @@
+"""A connection's descriptor, and the one place that waits for it.
+
+A ``Connection`` (the ``socket.socket`` subclass of ``_connection.py``) has a ``Channel``. At first
+the channel owns the descriptor, and the socket object underneath is not initialised:
+``socket.socket(fileno=...)`` always calls getsockname(2). The methods here do without. The first
+method that isn't one of them hands the descriptor over to the socket object, which owns it from
+then on; the channel asks it for the descriptor and the timeout at every call.
+
+Every read and write does: system call; on EAGAIN wait for the descriptor; again. A connection
+without a timeout is a blocking descriptor and one blocking call. The descriptor's mode is what the
+standard library would give it, since programs hand descriptors on to child processes.
+
+Threads: all state changes under the GIL; it is given up around calls that may block. A call that
+is known not to block keeps it: where threads contend for the GIL, getting it back costs more than
+the call.
+"""
+
+import _socket
+import warnings
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.number cimport PyNumber_Index
+from cpython.ref cimport Py_DECREF, PyObject
+from libc.limits cimport INT_MAX
+from libc.math cimport ceil
+from libc.string cimport memcpy
+
+from fastsock cimport _sys
+from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._turn cimport await_turn, turn_over
+
+cdef extern from "Python.h":
+    ctypedef object (*newfunc)(PyTypeObject *, PyObject *, PyObject *)
+    ctypedef struct PyTypeObject:
+        newfunc tp_new
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
+    char *bytes_of "PyBytes_AS_STRING"(PyObject *bytes)
+    int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
+    int PySys_Audit(const char *event, const char *format, ...) except -1
+
+cdef enum:
+    # Up to this many bytes are sent without releasing the GIL first: the kernel takes them in
+    # less time than it takes to get a contended GIL back (ARCHITECTURE.md has what was measured).
+    SENT_WITH_GIL = 1 << 15
+    SCRATCH = 4096
+    LONGEST_TIMEOUT = 1_000_000  # seconds; what is longer is left to socket.settimeout()
+
+cdef object _init = _socket.socket.__init__
+cdef object _fileno = _socket.socket.fileno
+cdef object _gettimeout = _socket.socket.gettimeout
+cdef object _settimeout = _socket.socket.settimeout
+cdef object _recv = _socket.socket.recv
+cdef object _recv_into = _socket.socket.recv_into
+cdef object _setblocking = _socket.socket.setblocking
+cdef object _shutdown = _socket.socket.shutdown
+cdef object _socket_close = _socket.socket.close
+cdef object _socket_detach = _socket.socket.detach
+cdef object _getdefaulttimeout = _socket.getdefaulttimeout
+cdef tuple _NOTHING = ()
+
+
+cdef int fail(int error) except -1:
+    """Raise the OSError subclass of an errno value that was read right after the call."""
+    _sys.errno = error
+    PyErr_SetFromErrno(OSError)
+    return -1
+
+
+cdef int _set_nonblocking(int descriptor, bint on) noexcept nogil:
+    """One system call, where fcntl(2) would take two."""
+    cdef int flag = on
+    return _sys.ioctl(descriptor, _sys.FIONBIO, &flag)
+
+
+cdef int _wait(int descriptor, short events, nanoseconds deadline) noexcept nogil:
+    """poll(2) one descriptor: 1 when it is ready, 0 after the deadline, -1 with errno."""
+    cdef _sys.pollfd slot
+    cdef nanoseconds left
+    if descriptor < 0:
+        return 1  # closed: poll(2) would wait all the same; the call that follows says EBADF
+    slot.fd = descriptor
+    slot.events = events
+    slot.revents = 0
+    left = deadline - monotonic()
+    if left < 0:
+        left = 0
+    left = min((left + MILLISECOND - 1) // MILLISECOND, <nanoseconds> INT_MAX)
+    return _sys.poll(&slot, 1, <int> left)
+
+
+cdef size_t _waiting(int descriptor) noexcept:
+    """How many bytes can be received."""
+    cdef int count = 0
+    return 0 if _sys.ioctl(descriptor, _sys.FIONREAD, &count) < 0 or count < 0 else count
+
+
+cdef size_t _at_once(int descriptor, void *buffer, size_t size) noexcept:
+    """Receive what is there already, up to size bytes.
+
+    Not by a recv(2) that may find none: it would take an error of the connection with it.
+    """
+    cdef size_t waiting = _waiting(descriptor)
+    cdef Py_ssize_t count
+    if waiting == 0:
+        return 0
+    count = _sys.recv(descriptor, buffer, min(size, waiting), _sys.MSG_DONTWAIT)
+    return 0 if count < 0 else <size_t> count  # another thread was there first
+
+
+cdef nanoseconds _deadline(nanoseconds limit):
+    return NEVER if limit == NEVER or limit == 0 else monotonic() + limit
+
+
+cdef class Channel:
+    """The descriptor of a connection; one per connection."""
+
+    def __cinit__(self):
+        self.descriptor = -1
+        self.handed_over = True
+        self.limit = NEVER
+
+    def __del__(self):
+        # The connection was dropped without close(): as socket.socket does.
+        if self.descriptor >= 0:
+            warnings.warn(f"unclosed <fastsock.Connection fd={self.descriptor}, "
+                          f"family={self.family}, type={self.kind}, proto={self.proto}>",
+                          ResourceWarning, stacklevel=1)
+
+    def __dealloc__(self):
+        if self.descriptor >= 0:
+            _sys.close(self.descriptor)
+
+    cdef int current(self, object connection, nanoseconds *limit) except -2:
+        """The descriptor, and how long a call may take."""
+        if not self.handed_over:
+            limit[0] = self.limit
+            return self.descriptor
+        timeout = _gettimeout(connection)
+        limit[0] = NEVER if timeout is None else <nanoseconds> ceil(<double> timeout * 1e9)
+        return _fileno(connection)
+
+    cdef int not_ready(self, nanoseconds deadline) except -1:
+        """poll(2) said that it is ready and the call that it isn't: perhaps for good."""
+        PyErr_CheckSignals()
+        if monotonic() > deadline:
+            raise TimeoutError("timed out")
+        return 0
+
+    cdef int after_wait(self, object connection) noexcept nogil:
+        """The descriptor: another thread may have closed it, and its number be somebody else's."""
+        cdef int descriptor = self.descriptor  # before the flag, which hand_over() sets first
+        if not self.handed_over:
+            return descriptor
+        with gil:
+            return _fileno(connection)
+
+    cdef int hand_over(self, object connection) except -1:
+        """Give descriptor and timeout to the socket object, for methods that aren't ours."""
+        if self.handed_over or self.descriptor < 0:
+            return 0
+        _init(connection, self.family, self.kind, self.proto, self.descriptor)
+        self.handed_over = True
+        self.descriptor = -1
+        if self.limit != NEVER or _getdefaulttimeout() is not None:
+            _settimeout(connection, _seconds(self.limit))
+        return 0
+
+    cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
+                            int flags) except -1:
+        """recv(2), waiting as the connection's timeout says; 0 at the end of the stream."""
+        cdef nanoseconds limit
+        cdef int descriptor = self.current(connection, &limit)
+        cdef Py_ssize_t count
+        cdef int error
+        if self.eager and flags == 0:
+            count = _sys.recv(descriptor, buffer, size, _sys.MSG_DONTWAIT)
+            if count >= 0:
+                return count
+            error = _sys.errno
+            self.eager = False
+            if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
+                fail(error)
+        count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
+                              _deadline(limit), &error)
+        if error:
+            fail(error)
+        # The sender is ahead of us: the next bytes will probably be there.
+        self.eager = <size_t> count == size
+        return count
+
+    cdef size_t at_once(self, object connection, void *buffer, size_t size) except? 0:
+        """Receive what is there already; 0 if that is nothing, or an error."""
+        cdef nanoseconds limit
+        cdef int descriptor = self.current(connection, &limit)
+        return _at_once(descriptor, buffer, size)
+
+    cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
+                         bint all_of_it) except -1:
+        """send(2), waiting as the timeout says; without one, until all bytes are taken.
+
+        With all_of_it, until then anyway; the timeout is that of the whole.
+        """
+        cdef nanoseconds limit, deadline
+        cdef int descriptor = self.current(connection, &limit)
+        cdef size_t sent = 0
+        cdef Py_ssize_t count
+        cdef int error
+        if size <= SENT_WITH_GIL and flags == 0:
+            count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
+            if count >= 0:
+                sent = <size_t> count
+                if sent == size or (limit != NEVER and not all_of_it):
+                    return sent
+            else:
+                error = _sys.errno
+                if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
+                    fail(error)
+        deadline = _deadline(limit)
+        while True:
+            sent += self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
+                                  flags | _sys.MSG_NOSIGNAL, deadline, &error)
+            if error:
+                if sent and not all_of_it:
+                    return sent  # as send(2) itself: the next call meets the error
+                fail(error)
+            if all_of_it:
+                PyErr_CheckSignals()  # as socket.sendall() between its calls
+            if sent >= size or not all_of_it:
+                return sent
+
+    cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
+                             int flags, nanoseconds deadline, int *error) except -1:
+        """One recv(2) (POLLIN) or send(2) (POLLOUT): the place where a connection waits.
+
+        What the call itself fails with is in error, and not raised.
+        """
+        cdef nanoseconds limit
+        cdef int descriptor = self.current(connection, &limit)
+        cdef Py_ssize_t count = -1
+        cdef int ready
+        while True:
+            ready = 1
+            error[0] = 0
+            with nogil:
+                if deadline != NEVER:
+                    ready = _wait(descriptor, events, deadline)
+                    if ready > 0:
+                        descriptor = self.after_wait(connection)
+                if ready > 0:
+                    if events == _sys.POLLIN:
+                        count = _sys.recv(descriptor, data, size, flags)
+                    else:
+                        count = _sys.send(descriptor, data, size, flags)
+                if ready < 0 or (ready > 0 and count < 0):
+                    error[0] = _sys.errno
+                await_turn()
+            turn_over()
+            if error[0] == 0:
+                if ready == 0:
+                    raise TimeoutError("timed out")
+                return count
+            if error[0] == _sys.EINTR:
+                PyErr_CheckSignals()  # whose handlers may close the connection
+                descriptor = self.current(connection, &limit)
+            elif error[0] != _sys.EAGAIN or deadline == NEVER:
+                return 0
+            else:
+                self.not_ready(deadline)
+
+    cdef int close(self) except -1:
+        """Close a descriptor that is still ours. Never twice: it may be somebody else's then."""
+        cdef int descriptor = self.descriptor
+        self.descriptor = -1
+        # Without SO_LINGER, which setsockopt() alone sets, close(2) does not wait.
+        if descriptor >= 0 and _sys.close(descriptor) < 0 and _sys.errno != _sys.ECONNRESET:
+            fail(_sys.errno)
+        return 0
+
+
+cdef object _seconds(nanoseconds limit):
+    """A timeout as socket.gettimeout() gives it."""
+    if limit == NEVER:
+        return None
+    if limit % SECOND == 0:
+        return <double> (limit // SECOND)
+    return <double> limit / 1e9
+
+
+cdef Channel channel_of(object connection):
+    return <Channel?> connection._channel
+
+
+cdef object make_connection(object cls, int descriptor, int family, int kind, int proto):
+    """A Connection that owns an accepted descriptor; the caller's again if this raises."""
+    cdef Channel channel = Channel.__new__(Channel)
+    cdef PyTypeObject *type_ = <PyTypeObject *> cls
+    connection = type_.tp_new(type_, <PyObject *> _NOTHING, NULL)
+    connection._io_refs = 0
+    connection._closed = False
+    connection._channel = channel
+    PySys_Audit("socket.__new__", "Oiii", <PyObject *> connection, family, kind, proto)
+    channel.family = family
+    channel.kind = kind
+    channel.proto = proto
+    timeout = _getdefaulttimeout()
+    if timeout is not None:
+        channel.limit = <nanoseconds> ceil(<double> timeout * 1e9)
+        if _set_nonblocking(descriptor, True) < 0:
+            fail(_sys.errno)
+    channel.handed_over = False
+    channel.eager = True
+    channel.descriptor = descriptor
+    return connection
+
+
+cdef int end_connection(object connection) except -1:
+    """TCPServer.shutdown_request() and close_request() of a connection."""
+    cdef Channel channel = channel_of(connection)
+    if channel.handed_over or channel.descriptor < 0:
+        try:
+            connection.shutdown(_sys.SHUT_WR)
+        except OSError:
+            pass
+        connection.close()
+        return 0
+    # An OSError here says that the peer is gone already.
+    _sys.shutdown(channel.descriptor, _sys.SHUT_WR)
+    connection._closed = True
+    if connection._io_refs <= 0:
+        channel.close()
+    return 0
+
+
+def adopt(cls, connection):
+    """A Connection in the place of a plain socket.socket, whose descriptor it takes over."""
+    cdef int family = connection.family
+    cdef int kind = connection.type
+    cdef int proto = connection.proto
+    timeout = connection.gettimeout()
+    cdef int descriptor = connection.detach()
+    try:
+        adopted = make_connection(cls, descriptor, family, kind, proto)
+    except BaseException:
+        _sys.close(descriptor)
+        raise
+    if timeout != gettimeout(adopted):
+        settimeout(adopted, timeout)
+    return adopted
+
+
+def initialised(connection):
+    """Give a Connection that was made like any socket (by dup(), by a program) its channel."""
+    connection._channel = Channel.__new__(Channel)
+
+
+def handed_over(connection):
+    """Have the socket object underneath own the descriptor; for every method that isn't here."""
+    channel_of(connection).hand_over(connection)
+
+
+def flush_writer(connection):
+    """Send what the connection's wfile holds back, if it has one that does."""
+    cdef Channel channel = channel_of(connection)
+    writer = None if channel.writer is None else channel.writer()
+    if writer is not None and not writer.closed:
+        writer.flush()
+
+
+def lazily(connection):
+    """(family, type, proto) of a connection whose socket object knows none, or None."""
+    cdef Channel channel = channel_of(connection)
+    return None if channel.handed_over else (channel.family, channel.kind, channel.proto)
+
+
+# The methods of Connection; each does what the method of socket.socket with its name does.
+
+
+def recv(self, bufsize, flags=0, /):
+    """Receive up to bufsize bytes; see ``socket.socket.recv``."""
+    cdef Channel channel = channel_of(self)
+    cdef Py_ssize_t size = bufsize
+    cdef int c_flags = PyNumber_Index(flags)
+    if size <= 0:
+        channel.hand_over(self)
+        return _recv(self, size, c_flags)
+    return receive_bytes(channel, self, size, c_flags)
+
+
+cdef char _scratch[SCRATCH]
+
+
+cdef object _and_more(Channel channel, object connection, Py_ssize_t size):
+    """The bytes in the scratch buffer, and what else is there already, up to size in all."""
+    cdef size_t more = _waiting(channel.descriptor)
+    cdef PyObject *data
+    if more == 0:
+        return PyBytes_FromStringAndSize(_scratch, SCRATCH)
+    size = min(size, SCRATCH + <Py_ssize_t> more)
+    data = new_bytes(NULL, size)
+    memcpy(bytes_of(data), _scratch, SCRATCH)
+    more = _at_once(channel.descriptor, bytes_of(data) + SCRATCH, size - SCRATCH)
+    if SCRATCH + <Py_ssize_t> more != size:
+        _PyBytes_Resize(&data, SCRATCH + more)  # frees it if this fails
+    received = <object> data
+    Py_DECREF(received)
+    return received
+
+
+cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, int flags):
+    """What one recv(2) of up to size bytes brings."""
+    cdef Py_ssize_t count
+    cdef int error
+    # Programs ask for far more than comes. What is waiting is received into a small buffer first;
+    # nobody but who holds the GIL uses it.
+    if channel.eager and flags == 0 and not channel.handed_over and size > SCRATCH:
+        count = _sys.recv(channel.descriptor, _scratch, SCRATCH, _sys.MSG_DONTWAIT)
+        if 0 <= count < SCRATCH:
+            return PyBytes_FromStringAndSize(_scratch, count)
+        if count == SCRATCH:
+            return _and_more(channel, connection, size)
+        error = _sys.errno
+        channel.eager = False
+        # recv(2) tells an error of the connection once: it is raised here and now.
+        if error != _sys.EINTR and (error != _sys.EAGAIN or channel.limit == 0):
+            fail(error)
+    cdef PyObject *data = new_bytes(NULL, size)
+    try:
+        count = channel.receive(connection, bytes_of(data), size, flags)
+    except BaseException:
+        Py_DECREF(<object> data)
+        raise
+    if count != size:
+        _PyBytes_Resize(&data, count)  # frees it if this fails
+    received = <object> data
+    Py_DECREF(received)
+    return received
+
+
+def recv_into(self, buffer, nbytes=0, flags=0):
+    """Receive into a writable buffer; see ``socket.socket.recv_into``."""
+    cdef Channel channel = channel_of(self)
+    cdef Py_ssize_t size = nbytes
+    cdef int c_flags = PyNumber_Index(flags)
+    cdef Py_buffer view
+    try:
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+    except (BufferError, TypeError):
+        channel.hand_over(self)
+        return _recv_into(self, buffer, size, c_flags)  # with its own error
+    try:
+        if size == 0:
+            size = view.len
+        if size <= 0 or size > view.len:
+            channel.hand_over(self)
+            return _recv_into(self, buffer, nbytes, c_flags)
+        return channel.receive(self, view.buf, size, c_flags)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def send(self, data, flags=0, /):
+    """Send bytes, return how many were taken; see ``socket.socket.send``."""
+    cdef Channel channel = channel_of(self)
+    cdef int c_flags = PyNumber_Index(flags)
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return channel.send(self, <char *> view.buf, view.len, c_flags, False)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def sendall(self, data, flags=0, /):
+    """Send all bytes; see ``socket.socket.sendall``."""
+    cdef Channel channel = channel_of(self)
+    cdef int c_flags = PyNumber_Index(flags)
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        channel.send(self, <char *> view.buf, view.len, c_flags, True)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def fileno(self):
+    """The descriptor; -1 once it is closed. See ``socket.socket.fileno``."""
+    cdef Channel channel = channel_of(self)
+    return _fileno(self) if channel.handed_over else channel.descriptor
+
+
+def gettimeout(self):
+    """Seconds, None without a timeout, 0.0 when non-blocking; see ``socket.socket.gettimeout``."""
+    cdef Channel channel = channel_of(self)
+    return _gettimeout(self) if channel.handed_over else _seconds(channel.limit)
+
+
+def settimeout(self, timeout, /):
+    """Set the seconds that each operation may take; see ``socket.socket.settimeout``."""
+    cdef Channel channel = channel_of(self)
+    cdef nanoseconds limit = NEVER
+    cdef double seconds
+    if timeout is not None:
+        if type(timeout) is not float and type(timeout) is not int:
+            channel.hand_over(self)
+        elif not 0 <= timeout <= LONGEST_TIMEOUT:
+            channel.hand_over(self)
+    if channel.handed_over or channel.descriptor < 0:
+        _settimeout(self, timeout)
+        return
+    if timeout is not None:
+        seconds = timeout
+        limit = <nanoseconds> ceil(seconds * 1e9)
+    if _set_nonblocking(channel.descriptor, limit != NEVER) < 0:
+        fail(_sys.errno)
+    channel.limit = limit
+
+
+def setblocking(self, flag, /):
+    """``settimeout(None)`` or ``settimeout(0)``; see ``socket.socket.setblocking``."""
+    if type(flag) is not bool and type(flag) is not int:
+        channel_of(self).hand_over(self)
+        _setblocking(self, flag)  # which objects it takes depends on the Python
+        return
+    settimeout(self, None if flag else 0.0)
+
+
+def getblocking(self):
+    """Whether a timeout is not zero; see ``socket.socket.getblocking``."""
+    return gettimeout(self) != 0.0
+
+
+def shutdown(self, how, /):
+    """End one direction or both; see ``socket.socket.shutdown``."""
+    cdef Channel channel = channel_of(self)
+    cdef int direction
+    if channel.handed_over or channel.descriptor < 0:
+        _shutdown(self, how)
+        return
+    direction = PyNumber_Index(how)
+    if _sys.shutdown(channel.descriptor, direction) < 0:
+        fail(_sys.errno)
+
+
+def close(self):
+    """Close, at once or with the last file of makefile(); see ``socket.socket.close``."""
+    self._closed = True
+    if self._io_refs <= 0:
+        self._real_close()
+
+
+def _real_close(self):
+    cdef Channel channel = channel_of(self)
+    if channel.handed_over:
+        _socket_close(self)
+    else:
+        channel.close()
+
+
+def detach(self):
+    """Give the descriptor away without closing it; see ``socket.socket.detach``."""
+    cdef Channel channel = channel_of(self)
+    cdef int descriptor
+    self._closed = True
+    if channel.handed_over:
+        return _socket_detach(self)
+    descriptor = channel.descriptor
+    channel.descriptor = -1
+    return descriptor

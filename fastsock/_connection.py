@@ -1,0 +1,145 @@
+"""Connection: what a stream request is, a ``socket.socket`` made straight from accept(2).
+
+The methods that a request needs are those of ``fastsock._channel``; every other method of
+``socket.socket`` first lets the socket object underneath take over the descriptor. Which of the
+two owns it cannot be seen from outside.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import functools
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastsock import _accept, _channel
+
+#: the interpreter's own class; None where something else took its place before we were there
+GENUINE: type[socket.socket] | None = _accept.GENUINE
+
+# Without it no Connection is ever made; there only has to be a class.
+if TYPE_CHECKING:
+    _Base = socket.socket
+else:
+    _Base = GENUINE or _socket.socket
+
+
+class Connection(_Base):
+    """A connected stream socket, as ``get_request()`` of fastsock's stream servers returns it.
+
+    Has the methods, attributes and errors of ``socket.socket``, of which it is a subclass.
+    """
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        """As ``socket.socket()``; how ``dup()`` and programs make one."""
+        super().__init__(*args, **keywords)
+        _channel.initialised(self)
+
+    if not TYPE_CHECKING:
+        recv = _channel.recv
+        recv_into = _channel.recv_into
+        send = _channel.send
+        sendall = _channel.sendall
+        fileno = _channel.fileno
+        gettimeout = _channel.gettimeout
+        settimeout = _channel.settimeout
+        getblocking = _channel.getblocking
+        setblocking = _channel.setblocking
+        shutdown = _channel.shutdown
+        close = _channel.close
+        detach = _channel.detach
+        _real_close = _channel._real_close
+
+        @property
+        def family(self):
+            fresh = _channel.lazily(self)
+            if fresh is None:
+                return _Base.family.fget(self)
+            return _member(socket.AddressFamily, fresh[0])
+
+        @property
+        def type(self):
+            fresh = _channel.lazily(self)
+            if fresh is None:
+                return _Base.type.fget(self)
+            return _member(socket.SocketKind, fresh[1])
+
+        @property
+        def proto(self):
+            fresh = _channel.lazily(self)
+            return _proto(self) if fresh is None else fresh[2]
+
+        @property
+        def timeout(self):
+            return self.gettimeout()
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file with ``os.sendfile()``, after what wfile holds back.
+
+        (Documented: ``socket.socket.sendfile``.)
+        """
+        _channel.flush_writer(self)
+        return super().sendfile(file, offset, count)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # multiprocessing pickles sockets of the exact class socket.socket, by a table that it
+        # has for its own pickler. Anybody else's pickling is refused, as that of any socket.
+        reduction: Any = sys.modules.get("multiprocessing.reduction")
+        if reduction is not None and Connection not in reduction.ForkingPickler._extra_reducers:
+            reduction.ForkingPickler.register(Connection, reduction._reduce_socket)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.partition(".")[0] == "multiprocessing":
+                return reduction._reduce_socket(self)
+        return super().__reduce_ex__(protocol)
+
+
+_proto = _socket.socket.proto.__get__
+
+
+def _member(enumeration: Any, value: int) -> Any:
+    try:
+        return enumeration(value)
+    except ValueError:
+        return value
+
+
+def _closed_underneath(connection: Connection, family: int, kind: int, proto: int) -> None:
+    # What was closed before it was handed over: methods look at the socket object's family
+    # before they look at the descriptor, and only a socket object that was open once has one.
+    try:
+        _socket.socket.__init__(connection, family, kind, proto)
+    except OSError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+    _socket.socket.close(connection)
+
+
+def _of_socket_object(name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(_Base, name))
+    def handing_over(self: Any, /, *args: Any, **keywords: Any) -> Any:
+        _channel.handed_over(self)
+        fresh = _channel.lazily(self)
+        if fresh is not None:
+            _closed_underneath(self, *fresh)
+        # looked up anew: a program may have patched socket.socket since
+        return getattr(_Base, name)(self, *args, **keywords)
+
+    handing_over.__qualname__ = f"Connection.{name}"
+    vars(handing_over).pop("__wrapped__", None)  # it has no globals to look annotations up in
+    return handing_over
+
+
+def _complete() -> None:
+    """Put a method that hands over first in the place of every C method that isn't ours."""
+    for name, method in vars(_socket.socket).items():
+        if callable(method) and not name.startswith("__") and name not in vars(Connection):
+            setattr(Connection, name, _of_socket_object(name))
+
+
+_complete()
+Connection.__module__ = __package__

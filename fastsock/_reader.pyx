@@ -1,0 +1,361 @@
+"""rfile of a Connection: a buffered file to read from it.
+
+The buffer grows with the lines that pass through it. Threads: see ``_stream``.
+"""
+
+import errno
+import io
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, PyObject
+from libc.stdlib cimport free
+from libc.string cimport memchr, memcpy, memmove
+
+from fastsock._stream cimport Stream, optional_size, unsupported
+
+cdef extern from "Python.h":
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
+    char *bytes_of "PyBytes_AS_STRING"(PyObject *bytes)
+    int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
+
+cdef enum:
+    # A read of many bytes begins with this many, and doubles: what a peer announces is not
+    # yet sent.
+    FIRST_PIECE = 1 << 20
+    # An empty buffer that has grown beyond this is given back.
+    KEPT = 1 << 18
+    # A connection that is silent, or says little, does not need more of a buffer.
+    FIRST_ROOM = 1 << 10
+    WOULD_BLOCK = -1
+
+
+cdef class Reader(Stream):
+    """A buffered binary file to read from a connection; see ``io.BufferedReader``.
+
+    ``Reader(connection, size)``: the buffer has size bytes, more when lines are longer, and fewer
+    as long as few come. For isinstance() it is an ``io.BufferedReader``.
+    """
+
+    def __cinit__(self, *arguments):
+        self.direction = "r"
+
+    @property
+    def __class__(self):
+        return io.BufferedReader
+
+    cdef int check_usable(self, str what) except -1:
+        # What is in the buffer may still be read when `raw` was closed.
+        if self.start < self.end and not self.is_closed:
+            return self.check_attached()
+        return self.check_open(what)
+
+    cdef Py_ssize_t receive(self, char *into, size_t size) except -2:
+        """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection."""
+        if self.raw_closed():
+            raise ValueError("I/O operation on closed file.")
+        if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
+            raise OSError("cannot read from timed out object")
+        try:
+            return self.channel.receive(self.connection, into, size, 0)
+        except TimeoutError:
+            self.timed_out = True
+            if self.socket_io is not None:
+                self.socket_io._timeout_occurred = True
+            raise
+        except BlockingIOError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            return WOULD_BLOCK
+
+    cdef Py_ssize_t more(self) except -2:
+        """Receive once behind what is in the buffer, which grows if it is full."""
+        cdef Py_ssize_t count
+        cdef size_t more
+        if self.start == self.end:
+            self.start = self.end = 0
+            if self.room > KEPT:
+                free(self.buffer)
+                self.buffer = NULL
+                self.room = 0
+        if self.room == 0:
+            self.make_room(min(self.size, <size_t> FIRST_ROOM))
+        elif self.end == self.room:
+            if self.start > 0 and self.start >= self.room // 2:
+                memmove(self.buffer, self.buffer + self.start, self.end - self.start)
+                self.end -= self.start
+                self.start = 0
+            else:
+                self.make_room(2 * self.room)
+        count = self.receive(self.buffer + self.end, self.room - self.end)
+        if count > 0:
+            self.end += <size_t> count
+            if self.end == self.room and self.room < self.size:
+                # In all as much as one receive into a buffer of the size asked for.
+                self.make_room(self.size)
+                more = self.channel.at_once(self.connection, self.buffer + self.end,
+                                            self.room - self.end)
+                self.end += more
+                count += <Py_ssize_t> more
+        return count
+
+    cdef object take(self, size_t count):
+        taken = PyBytes_FromStringAndSize(self.buffer + self.start, count)
+        self.start += count
+        return taken
+
+    cdef object line(self, Py_ssize_t limit):
+        """The next line, or as much of it as limit allows, as there is, or as has come."""
+        cdef size_t have = self.end - self.start
+        cdef size_t searched = 0, within
+        cdef char *found
+        cdef Py_ssize_t count
+        while True:
+            within = have if limit < 0 or have < <size_t> limit else <size_t> limit
+            if within > searched:
+                found = <char *> memchr(self.buffer + self.start + searched, b'\n',
+                                        within - searched)
+                if found != NULL:
+                    return self.take(<size_t> (found - (self.buffer + self.start)) + 1)
+                searched = within
+            if limit >= 0 and have >= <size_t> limit:
+                return self.take(within)
+            try:
+                count = self.more()
+            except BaseException:
+                self.start = self.end = 0  # as in io: what was read of the line is lost
+                raise
+            if count <= 0:
+                return self.take(have)
+            have += <size_t> count
+
+    cdef object exactly(self, Py_ssize_t size):
+        """Read size bytes (-1: all), fewer at the end or if no more are there without waiting."""
+        cdef size_t have = self.end - self.start
+        cdef size_t room, filled, wanted
+        cdef Py_ssize_t count = 1
+        cdef PyObject *data
+        if size >= 0 and have >= <size_t> size:
+            return self.take(<size_t> size)
+        room = max(<size_t> FIRST_PIECE, 2 * have)
+        if size < 0:
+            room = max(2 * self.size, 2 * have)
+        elif room > <size_t> size:
+            room = <size_t> size
+        data = new_bytes(NULL, room)
+        try:
+            if have:  # there may be no buffer yet
+                memcpy(bytes_of(data), self.buffer + self.start, have)
+            self.start = self.end = 0
+            filled = have
+            while size < 0 or filled < <size_t> size:
+                if filled == room:
+                    room *= 2
+                    if size >= 0 and room > <size_t> size:
+                        room = <size_t> size
+                    _PyBytes_Resize(&data, room)
+                wanted = room - filled
+                if size < 0 or wanted >= self.size:
+                    count = self.receive(bytes_of(data) + filled, wanted)
+                else:  # read ahead
+                    count = self.more()
+                    if count > 0:
+                        if <size_t> count > wanted:
+                            count = wanted
+                        memcpy(bytes_of(data) + filled, self.buffer + self.start, count)
+                        self.start += <size_t> count
+                if count <= 0:
+                    break
+                filled += <size_t> count
+            if count == WOULD_BLOCK and filled == 0:
+                Py_DECREF(<object> data)
+                return None
+        except BaseException:
+            self.start = self.end = 0
+            if data != NULL:
+                Py_DECREF(<object> data)
+            raise
+        if filled != room:
+            _PyBytes_Resize(&data, filled)
+        result = <object> data
+        Py_DECREF(result)
+        return result
+
+    cdef object into(self, object target, bint once):
+        """readinto() and readinto1()."""
+        cdef Py_buffer view
+        cdef size_t written, wanted
+        cdef Py_ssize_t count = 0
+        cdef char *data
+        try:
+            PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
+        except (BufferError, TypeError):
+            nothing = io.BytesIO()  # says in the words of io what is wrong
+            (nothing.readinto1 if once else nothing.readinto)(target)
+            raise
+        try:
+            self.enter("readinto of closed file")
+            try:
+                data = <char *> view.buf
+                wanted = <size_t> view.len
+                written = min(self.end - self.start, wanted)
+                if written:
+                    memcpy(data, self.buffer + self.start, written)
+                    self.start += written
+                while written < wanted:
+                    if once and written:
+                        break  # io would wait for more here if more than its buffer takes is wanted
+                    if wanted - written > self.size:
+                        count = self.receive(data + written, wanted - written)
+                    else:
+                        count = self.more()
+                        if count > 0:
+                            if <size_t> count > wanted - written:
+                                count = wanted - written
+                            memcpy(data + written, self.buffer + self.start, count)
+                            self.start += <size_t> count
+                    if count <= 0:
+                        break
+                    written += <size_t> count
+                    if once:
+                        break
+                if count == WOULD_BLOCK and written == 0:
+                    return None
+                return written
+            finally:
+                self.leave()
+        finally:
+            PyBuffer_Release(&view)
+
+    def readline(self, size=-1, /):
+        """The next line, its end included; at most size bytes of it. b'' at the end."""
+        cdef Py_ssize_t limit = optional_size(size)
+        self.enter("readline of closed file")
+        try:
+            return self.line(limit)
+        finally:
+            self.leave()
+
+    def __next__(self):
+        self.enter("readline of closed file")
+        try:
+            line = self.line(-1)
+        finally:
+            self.leave()
+        if not line:
+            raise StopIteration
+        return line
+
+    def readlines(self, hint=-1, /):
+        """The lines up to the end, or until more than hint bytes were read."""
+        cdef Py_ssize_t most = optional_size(hint)
+        cdef Py_ssize_t length = 0
+        cdef list lines = []
+        self.check_open("I/O operation on closed file.")
+        for line in self:
+            lines.append(line)
+            if most > 0:
+                if len(line) > most - length:
+                    break
+                length += len(line)
+        return lines
+
+    def read(self, size=-1, /):
+        """Read size bytes, fewer only at the end; all up to the end without a size."""
+        cdef Py_ssize_t count = optional_size(size)
+        if count < -1:
+            raise ValueError("read length must be non-negative or -1")
+        self.enter("read of closed file")
+        try:
+            return self.exactly(count)
+        finally:
+            self.leave()
+
+    def read1(self, Py_ssize_t size=-1, /):
+        """Read up to size bytes with one call at most."""
+        cdef Py_ssize_t count = size
+        cdef Py_ssize_t got
+        cdef PyObject *data
+        if count < 0:
+            count = self.size
+        self.enter("read of closed file")
+        try:
+            if count == 0:
+                return b""
+            if self.end > self.start:
+                return self.take(min(<size_t> count, self.end - self.start))
+            data = new_bytes(NULL, count)
+            try:
+                got = self.receive(bytes_of(data), count)
+            except BaseException:
+                Py_DECREF(<object> data)
+                raise
+            if got != count:
+                _PyBytes_Resize(&data, max(got, 0))
+            result = <object> data
+            Py_DECREF(result)
+            return result
+        finally:
+            self.leave()
+
+    def readinto(self, buffer, /):
+        """Read into a writable buffer until it is full or the stream has ended."""
+        return self.into(buffer, False)
+
+    def readinto1(self, buffer, /):
+        """Read into a writable buffer with one call at most."""
+        return self.into(buffer, True)
+
+    def peek(self, Py_ssize_t size=0, /):
+        """What is in the buffer, without taking it; receives once if that is nothing."""
+        self.enter("peek of closed file")
+        try:
+            if self.start == self.end:
+                self.more()
+            return PyBytes_FromStringAndSize(self.buffer + self.start, self.end - self.start)
+        finally:
+            self.leave()
+
+    def flush(self):
+        self.socket_file().flush()
+
+    def close(self):
+        """Close; the connection too if it was closed before and this is its last file."""
+        if self.closed:
+            return
+        try:
+            self.enter("closed")
+        except ValueError:
+            if self.closed:  # by another thread
+                return
+            raise
+        try:
+            self.start = self.end = 0
+            self.release()
+        finally:
+            self.leave()
+
+    def detach(self):
+        """The ``raw`` file, which then owns the reference to the connection."""
+        raw = self.socket_file()
+        raw.flush()
+        self.detached = True
+        return raw
+
+    def writable(self):
+        return False
+
+    def truncate(self, size=None, /):
+        self.check_open("truncate of closed file")
+        unsupported("truncate")
+
+    def write(self, *data):
+        unsupported("write")
+
+    def writelines(self, lines, /):
+        self.check_open("I/O operation on closed file.")
+        for line in lines:
+            self.write(line)
+
+
+io.BufferedIOBase.register(Reader)

@@ -1,0 +1,36 @@
+from fastsock._channel cimport Channel
+
+
+cdef class Stream:
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef object connection  # None once the stream is closed
+    cdef Channel channel
+    cdef object socket_io  # what `raw` is: made when it is asked for, and then the owner of the
+    #                        connection's reference
+    cdef bint is_closed
+    cdef bint detached
+    cdef bint timed_out
+    cdef bint busy  # a thread is inside
+    cdef unsigned long owner
+    cdef object gate  # a lock that the others wait for, or None
+    cdef str direction
+    cdef size_t size  # of the buffer, as asked for
+    cdef char *buffer
+    cdef size_t start  # of the bytes in the buffer
+    cdef size_t end
+    cdef size_t room
+
+    cdef int enter(self, str what) except -1
+    cdef void leave(self)
+    cdef int check_open(self, str what) except -1
+    cdef int check_attached(self) except -1
+    cdef int check_usable(self, str what) except -1
+    cdef bint raw_closed(self) except -1
+    cdef object socket_file(self)
+    cdef int make_room(self, size_t room) except -1
+    cdef int release(self) except -1
+
+
+cdef int unsupported(str name) except -1
+cdef Py_ssize_t optional_size(object size) except? -1

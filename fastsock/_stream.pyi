@@ -1,0 +1,3 @@
+# Nothing of this module is for Python: _reader and _writer build on it.
+
+class Stream: ...

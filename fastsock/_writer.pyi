@@ -1,0 +1,6 @@
+from io import BufferedWriter
+from typing import Any
+
+class Writer: ...
+
+def writer_of(connection: Any, size: int) -> BufferedWriter: ...
