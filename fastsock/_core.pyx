@@ -128,6 +128,7 @@ cdef class Loop:
     cdef bint has_accepted  # or has failed to: to be dispatched in this pass
     cdef bint busy  # the last poll did not have to wait
     cdef nanoseconds took_at  # when the latest request came
+    cdef bint closely  # it came so soon that its thread may be made the leader
     cdef Leadership leadership  # of the only server, or None
 
     def __init__(self, poll_interval, Defaults defaults not None, wait):
@@ -298,6 +299,7 @@ cdef class Loop:
         cdef _Entry first = self.entries[0]
         cdef PyThread_type_lock wake = NULL
         cdef bint accepts
+        cdef unsigned long served
         for index in range(count):
             self.polled[index].revents = 0
         if self.wait is not None:
@@ -315,11 +317,17 @@ cdef class Loop:
                        and first.control.held is None and self.accepts(first))
             if self.took_over():
                 return 0
+            if self.closely:
+                self.closely = False
+                self.appoint(first, count)
             if first.control.pool is not None:
                 wake = (<Pool> first.control.pool).take_pending()
             if self.leadership is not None and self.leadership.holder is not None:
                 self.busy = False
+                served = self.leadership.served
                 ready = self.leadership.wait(self.polled, count, until, wake, &error)
+                if self.leadership.served != served:
+                    self.took_at = monotonic()
             else:
                 ready = self.poll_and_accept(count, timeout, accepts, wake, &error)
             if ready < 0:
@@ -404,6 +412,7 @@ cdef class Loop:
     cdef bint dispatch(self, _Entry entry) except -1:
         cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
         cdef bint defer
+        cdef nanoseconds now
         noblock = None if accepted != NULL else entry.server._handle_request_noblock
         if accepted == NULL and not is_default(noblock, entry.server,
                                                self.defaults.handle_request_noblock):
@@ -418,15 +427,18 @@ cdef class Loop:
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer):
             return False
         if defer and entry.control.pool is not None:
-            self.appoint(entry)
+            now = monotonic()
+            self.closely = now - self.took_at < CLOSELY
+            self.took_at = now
         return True
 
-    cdef int appoint(self, _Entry entry) except -1:
-        """When requests follow each other closely, leave the next one to this one's thread."""
-        cdef nanoseconds now = monotonic()
-        cdef bint closely = now - self.took_at < CLOSELY
-        self.took_at = now
-        if not closely or entry.own_flag or (self.interval != NEVER and self.interval < OFTEN):
+    cdef int appoint(self, _Entry entry, _sys.nfds_t count) except -1:
+        """Leave the next request to this one's thread.
+
+        Nothing but the wait follows: no code of the program's, not even a signal handler, runs in
+        this thread while another one accepts.
+        """
+        if count != 3 or entry.own_flag or (self.interval != NEVER and self.interval < OFTEN):
             return 0
         if self.leadership is None:
             self.leadership = Leadership(entry.server, entry.control, self.defaults, self.wakeup)

@@ -26,6 +26,7 @@ cdef class Leadership(Feeder):
     cdef bint polling  # the worker waits for a request
     cdef int absent  # looks in a row that found it not to want the GIL
     cdef unsigned long served  # requests since this leader was appointed
+    cdef unsigned long streak  # requests since one got stuck
     cdef unsigned long seen  # of those, at the last look
     cdef unsigned int waited_for  # looks that found a connection waiting for it
     cdef int unchanged  # looks in a row that found it at the same request

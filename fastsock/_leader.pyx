@@ -55,12 +55,12 @@ cdef enum:
     # A thread that runs Python code gives the GIL up later than this, when asked to.
     AT_ONCE = 50_000
     # A signal that arrives between two of the loop's polls ends none of them: its handler runs
-    # when the loop has the GIL, after this time at the latest.
+    # after this time at the latest.
     SIGNALS = 20 * MILLISECOND
-    # After so many requests a leader is no exception.
+    # After so many requests, of this leader or more, the last one that got stuck is forgotten.
     STREAK = 64
-    # At every so many of them the loop asks for the GIL while a connection waits and the leader
-    # goes on: seldom, since Python's signal handlers may run then, beside the leader.
+    # At every so many looks that find a connection waiting while the leader goes on, the loop
+    # asks for the GIL: seldom, since the leader loses it.
     ASKING = 8
     # So many of those in a row have to find that the leader does not want the GIL.
     ABSENT = 3
@@ -113,7 +113,7 @@ cdef class Leadership(Feeder):
         self.recall.clear()
         self.listener = self.server.socket.fileno()
         self.served = self.seen = 0
-        self.absent = self.unchanged = 0
+        self.unchanged = 0
         self.looked_at = monotonic()
         self.holder = worker
         if self.pool is not None and self.pool is not pool and self.pool.feeder is self:
@@ -128,6 +128,7 @@ cdef class Leadership(Feeder):
         cdef nanoseconds now, due, asked
         cdef _Look found = _Look.WELL
         cdef int ready = 0
+        cdef bint goes_on
         if polled[1].fd != self.listener:  # replaced by the request that is under way
             if wake != NULL:
                 PyThread_release_lock(wake)
@@ -135,39 +136,45 @@ cdef class Leadership(Feeder):
             return 0
         polled[1].fd = -1
         until = sooner(until, monotonic() + SIGNALS)
-        with nogil:
-            if wake != NULL:
-                PyThread_release_lock(wake)
-            while True:
-                due = self.looked_at + LOOK
-                now = sooner(until, due) - monotonic()
-                ready = _sys.poll(polled, count, 0 if now <= 0 else 1)
-                if ready < 0:
-                    error[0] = _sys.errno
-                now = monotonic()
-                if now >= due:
-                    self.looked_at = now
-                    found = self.look()
-                if found != _Look.WELL or ready != 0 or (until != NEVER and now >= until):
-                    break
-            asked = monotonic()
-            await_turn()
-        turn_over()
-        if found == _Look.WAITED_FOR and (self.polling or self.served != self.seen
-                                          or monotonic() - asked > AT_ONCE):
+        while found == _Look.WAITED_FOR or found == _Look.WELL:
             found = _Look.WELL
-            self.absent = 0
-        elif found == _Look.WAITED_FOR:
-            self.absent += 1
-        if self.holder is None or self.polling or self.served != self.seen:
-            found = _Look.WELL
-        if found == _Look.STUCK or self.absent == ABSENT:
+            with nogil:
+                if wake != NULL:
+                    PyThread_release_lock(wake)
+                while True:
+                    due = self.looked_at + LOOK
+                    now = sooner(until, due) - monotonic()
+                    ready = _sys.poll(polled, count, 0 if now <= 0 else 1)
+                    if ready < 0:
+                        error[0] = _sys.errno
+                    now = monotonic()
+                    if now >= due:
+                        self.looked_at = now
+                        found = self.look()
+                    if found != _Look.WELL or ready != 0 or (until != NEVER and now >= until):
+                        break
+                asked = monotonic()
+                await_turn()
+            turn_over()
+            wake = NULL
+            goes_on = self.holder is None or self.polling or self.served != self.seen
+            if found == _Look.WAITED_FOR:
+                if goes_on or monotonic() - asked > AT_ONCE:
+                    self.absent = 0
+                else:
+                    self.absent += 1
+                    if self.absent == ABSENT:
+                        found = _Look.STUCK
+            if goes_on:
+                found = _Look.WELL
+            if self.holder is None or ready != 0 or (until != NEVER and monotonic() >= until):
+                break
+        if found == _Look.STUCK:
+            self.absent = self.streak = 0
             self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE)
             self.not_before = monotonic() + self.pause
-            self.dismiss()
-        elif found == _Look.ELSEWHERE or ready < 0:
-            # Python's signal handlers run next, and nothing is accepted while they do.
-            self.dismiss()
+        # Python code runs next: signal handlers, service_actions(). Nothing is accepted beside it.
+        self.dismiss()
         return ready
 
     cdef _Look look(self) noexcept nogil:
@@ -262,7 +269,8 @@ cdef class Leadership(Feeder):
                     return worker.thread is not None
                 if worker.thread is not None:
                     self.served += 1
-                    if self.served == STREAK:
+                    self.streak += 1
+                    if self.streak == STREAK:
                         self.pause = 0
                     return True
         except BaseException as error:
