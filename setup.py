@@ -7,6 +7,7 @@ FASTSOCK_DEBUG
 """
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -24,31 +25,22 @@ DIRECTIVES = {
 DEBUG = os.environ.get("FASTSOCK_DEBUG", "") not in ("", "0")
 CFLAGS = ["-O0", "-g3", "-UNDEBUG"] if DEBUG else ["-O2"]
 
-EXTENSIONS = [
-    "_turn",
-    "_genuine",
-    "_channel",
-    "_stream",
-    "_reader",
-    "_writer",
-    "_accept",
-    "_control",
-    "_leader",
-    "_core",
-    "_worker",
-]
-
+modules = cythonize(
+    [
+        Extension(f"fastsock.{source.stem}", [str(source)])
+        for source in sorted(Path("fastsock").glob("*.pyx"))
+    ],
+    compiler_directives=DIRECTIVES,
+    build_dir="build/cython",
+)
 setup(
-    ext_modules=cythonize(
-        [
-            Extension(
-                f"fastsock.{name}",
-                [f"fastsock/{name}.pyx"],
-                extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function"],
-            )
-            for name in EXTENSIONS
-        ],
-        compiler_directives=DIRECTIVES,
-        build_dir="build/cython",
-    )
+    ext_modules=[
+        # All in one shared object: fastsock/_native.py says why, and loads them from it.
+        Extension(
+            "fastsock._core",
+            [source for module in modules for source in module.sources],
+            depends=[dependency for module in modules for dependency in module.depends],
+            extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function"],
+        )
+    ]
 )

@@ -24,8 +24,8 @@ import threading
 import warnings
 from io import BufferedIOBase
 from time import monotonic as time
-from typing import TYPE_CHECKING
 
+import fastsock._native
 from fastsock._connection import Connection
 from fastsock._handlers import (
     BaseRequestHandler,
@@ -57,6 +57,7 @@ from fastsock._servers import (
     UnixStreamServer,
     serve_forever,
 )
+from fastsock._types import TYPE_CHECKING
 
 __all__ = [
     "BaseRequestHandler",

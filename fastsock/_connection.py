@@ -14,9 +14,9 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from fastsock import _accept, _channel
+from fastsock._types import TYPE_CHECKING, Any
 
 #: the interpreter's own class; None where something else took its place before we were there
 GENUINE: type[socket.socket] | None = _accept.GENUINE

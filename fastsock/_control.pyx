@@ -7,8 +7,8 @@ Threads: a ``Control`` and a ``Wakeup`` may be used from any thread that holds t
 signal handlers. All of their state changes under the GIL, which is given up in ``accept4`` only.
 """
 
-import logging
 import os
+import sys
 import weakref
 
 from cpython.method cimport PyMethod_Check, PyMethod_GET_FUNCTION, PyMethod_GET_SELF
@@ -42,7 +42,18 @@ cdef tuple _SHORTAGES = (_sys.EMFILE, _sys.ENFILE, _sys.ENOBUFS, _sys.ENOMEM)
 # The listener itself is no longer one.
 cdef tuple _BROKEN = (_sys.EBADF, _sys.EINVAL, _sys.ENOTSOCK)
 
-cdef object _log = logging.getLogger("fastsock")
+
+def _warn(message, *values):
+    """Log a warning of the logger "fastsock"."""
+    try:
+        import logging  # late: it is a fifth of the time that the import of the package takes
+    except (ImportError, OSError):
+        # No descriptor is left to read it with. Who has not imported it has not configured it
+        # either, and gets what logging.lastResort would write.
+        if sys.stderr is not None:
+            print(message % values, file=sys.stderr)
+    else:
+        logging.getLogger("fastsock").warning(message, *values)
 
 
 # The wake-ups of the loops that run in this process. A child process closes its copies: an eventfd
@@ -243,11 +254,10 @@ cdef class Control:
         cdef nanoseconds now = self.back_off(True)
         if self.logged == NEVER or now - self.logged >= LOG_EVERY:
             self.logged = now
-            _log.warning("server on %r cannot take a request: %s; trying again after %d ms, "
-                         "later %d ms (failures so far, by errno: %r)",
-                         getattr(server, "server_address", None), error,
-                         self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND,
-                         self.accept_errors)
+            _warn("server on %r cannot take a request: %s; trying again after %d ms, "
+                  "later %d ms (failures so far, by errno: %r)",
+                  getattr(server, "server_address", None), error,
+                  self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND, self.accept_errors)
         return 0
 
     cdef int refused(self, object server, object error, bint native) except -1:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import socket as _socket_module
 from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BytesIO
 from socket import socket as _socket
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsock._connection import Connection
 from fastsock._reader import Reader
-from fastsock._types import ReadableBuffer, RequestType, RetAddress
+from fastsock._types import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    ReadableBuffer,
+    RequestType,
+    RetAddress,
+)
 from fastsock._writer import writer_of
 
 if TYPE_CHECKING:

@@ -6,13 +6,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from fastsock import _plain, _threads, _worker
 from fastsock._children import Children
 from fastsock._control import Control, begin_in_thread
 from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from fastsock._types import RequestType, RetAddress
+from fastsock._types import Any, RequestType, RetAddress
 
 
 def _control_of(server: Any) -> Control | None:

@@ -15,7 +15,8 @@ import selectors
 import socket
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType
-from typing import Any
+
+from fastsock._types import Any
 
 #: (descriptors, milliseconds or -1) -> the descriptors that are readable
 Wait = Callable[[Sequence[int], int], Sequence[int]]

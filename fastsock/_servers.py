@@ -11,13 +11,11 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from _socket import socket as _socket_type
 from collections import deque
 from collections.abc import Callable, Iterable
 from socket import socket as _socket
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fastsock import _core, _plain
 from fastsock._accept import unpatched
@@ -26,10 +24,13 @@ from fastsock._connection import GENUINE, Connection
 from fastsock._control import Control, Defaults, dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._types import (
+    TYPE_CHECKING,
     Address,
     AfInet6Address,
     AfInetAddress,
     AfUnixAddress,
+    Any,
+    ClassVar,
     RequestType,
     RetAddress,
     Self,
@@ -121,7 +122,8 @@ class BaseServer:
     @property
     def __shutdown_request(self) -> bool:
         """Whether the loop was asked to stop; assigning a true value wakes it."""
-        return cast(bool, _control_of(self).stop)
+        stop: bool = _control_of(self).stop
+        return stop
 
     @__shutdown_request.setter
     def __shutdown_request(self, value: bool) -> None:
@@ -187,7 +189,9 @@ class BaseServer:
             elif by_socket is not None:
                 timeout = min(by_socket, timeout)
         handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, _waiter())
-        return cast(None, result) if handled else self.handle_timeout()
+        if not handled:
+            return self.handle_timeout()
+        return result  # type: ignore[no-any-return]
 
     def _handle_request_noblock(self) -> None:
         """Take one request, which is there already, and run the hooks on it."""
@@ -231,7 +235,7 @@ class BaseServer:
             client_address,
             file=sys.stderr,
         )
-        traceback.print_exc()
+        _print_exception()
         print("-" * 40, file=sys.stderr)
 
     def __enter__(self) -> Self:
@@ -494,6 +498,18 @@ def _control_of(server: Any) -> Control:
 def _waiter() -> _plain.Wait | None:
     package = sys.modules.get(__package__)
     return _plain.waiter(getattr(package, "_ServerSelector", _plain.ServerSelector))
+
+
+def _print_exception() -> None:
+    """``traceback.print_exc()``, imported as late as in the standard library."""
+    kind, error, trace = sys.exc_info()
+    try:
+        import traceback
+    except (ImportError, OSError):  # no descriptor is left to read it with
+        if kind is not None and error is not None:
+            sys.__excepthook__(kind, error, trace)
+    else:
+        traceback.print_exc()
 
 
 def _pair(taken: Any) -> tuple[Any, Any]:

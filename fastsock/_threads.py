@@ -15,10 +15,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from fastsock import _plain, _worker
 from fastsock._genuine import Genuine
+from fastsock._types import Any
 
 
 class RequestThread(threading.Thread):

@@ -34,10 +34,10 @@ NATIVE: dict[str, set[str]] = {
 }
 LAYERS: dict[str, set[str]] = {
     **NATIVE,
-    "_plain": set(),
     "_types": set(),
-    "_connection": {"_accept", "_channel"},
-    "_threads": {"_genuine", "_plain", "_worker"},
+    "_plain": {"_types"},
+    "_connection": {"_accept", "_channel", "_types"},
+    "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_handlers": {"_types", "_reader", "_writer", "_connection"},
     "_servers": {
@@ -62,7 +62,9 @@ LAYERS: dict[str, set[str]] = {
     },
     "_replace": {"_servers", "_mixins", "_handlers"},
     "_run": {"_replace"},
+    "_native": set(),  # whose imports are a list of names
     "__init__": {
+        "_native",
         "_connection",
         "_plain",
         "_types",

@@ -112,6 +112,37 @@ def test_a_full_descriptor_table_pauses_the_listener_and_nothing_else() -> None:
     assert "Too many open files" in lines[0]
 
 
+def test_errors_are_printed_without_a_descriptor_to_read_traceback_with() -> None:
+    """traceback is imported when it is needed; it may be too late then."""
+    facts = run("""
+        assert "traceback" not in sys.modules
+        class Failing(Echo):
+            def handle(self):
+                filler = []
+                resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+                try:
+                    while True: filler.append(os.dup(0))
+                except OSError: pass
+                try: raise ValueError("the handler's own")
+                finally: server.filler = filler
+            def finish(self): pass
+        server = fastsock.TCPServer(("127.0.0.1", 0), Failing)
+        client = connect(server)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        server.handle_request()
+        for descriptor in server.filler: os.close(descriptor)
+        end = client.recv(1)
+        client.close(); server.server_close()
+        report(end=len(end))
+    """)
+    assert facts["end"] == 0
+    lines = facts["stderr"].splitlines()
+    assert "Exception occurred during processing of request from" in lines[1]
+    assert lines[2] == "Traceback (most recent call last):"
+    assert lines[-2] == "ValueError: the handler's own"
+    assert lines[0] == lines[-1] == "-" * 40
+
+
 def test_a_loop_without_a_descriptor_for_its_wakeup_still_stops() -> None:
     facts = run("""
         server = fastsock.TCPServer(("127.0.0.1", 0), Echo)

@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.machinery
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_hints_are_those_of_the_documentation(fastsock: ModuleType) -> None:
     hints = typing.get_type_hints(fastsock.BaseServer.serve_forever)
     assert hints == {"poll_interval": float, "return": type(None)}
     hints = typing.get_type_hints(fastsock.BaseRequestHandler)
-    assert hints["server"] in (Any, fastsock.BaseServer)
+    assert hints["server"] in (object, fastsock.BaseServer)
 
 
 def test_hints_of_a_programs_classes(fastsock: ModuleType) -> None:
@@ -148,13 +149,31 @@ def folder(package: ModuleType) -> Path:
 
 
 def extensions(package: ModuleType) -> dict[str, Path]:
-    """The extension modules beside __init__.py, by name."""
+    """The extension modules, by name, and the file that each was loaded from."""
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     found = {}
-    for path in folder(package).rglob("*.so"):
-        assert any(path.name.endswith(suffix) for suffix in suffixes), path
-        found[path.name.partition(".")[0]] = path
+    for name, module in sys.modules.items():
+        if name.startswith(f"{package.__name__}.") and any(
+            str(module.__file__).endswith(suffix) for suffix in suffixes
+        ):
+            found[name.rpartition(".")[2]] = Path(str(module.__file__))
     return found
+
+
+def test_extensions_share_a_file(fastsock: ModuleType) -> None:
+    """Each file would be five mappings of memory, and a forking server copies them."""
+    files = set(extensions(fastsock).values())
+    assert files == set(folder(fastsock).rglob("*.so"))
+    assert len(files) == 1
+    assert set(extensions(fastsock)) == {*fastsock._native.MODULES}
+    assert {*fastsock._native.MODULES} == {path.stem for path in folder(fastsock).rglob("*.pyx")}
+    for name, path in extensions(fastsock).items():
+        module = sys.modules[f"fastsock.{name}"]
+        assert getattr(fastsock, name) is module
+        assert module.__spec__ is not None
+        assert (module.__name__, module.__spec__.origin) == (f"fastsock.{name}", str(path))
+        assert module.__package__ == "fastsock"
+    assert not any("fastsock" in type(finder).__module__ for finder in sys.meta_path)
 
 
 def test_typed_marker_and_stubs_are_installed(fastsock: ModuleType) -> None:
