@@ -4,6 +4,9 @@ Environment variables, for developers:
 
 FASTSOCK_DEBUG
     ``1``: no optimisation, assertions and symbols kept.
+FASTSOCK_INCREMENTAL
+    ``1``: leave object files alone that are newer than their source, whatever flags they were
+    compiled with.
 """
 
 import os
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DIRECTIVES = {
     "language_level": 3,
@@ -24,6 +28,23 @@ DIRECTIVES = {
 
 DEBUG = os.environ.get("FASTSOCK_DEBUG", "") not in ("", "0")
 CFLAGS = ["-O0", "-g3", "-UNDEBUG"] if DEBUG else ["-O2"]
+
+INCREMENTAL = os.environ.get("FASTSOCK_INCREMENTAL", "") not in ("", "0")
+
+
+class BuildWhatChanged(build_ext):
+    """distutils compiles all sources of an extension if one of them has changed."""
+
+    def build_extension(self, ext):
+        compile_one = self.compiler._compile
+
+        def compile_if_newer(target, source, *arguments):
+            if not os.path.exists(target) or os.path.getmtime(target) <= os.path.getmtime(source):
+                compile_one(target, source, *arguments)
+
+        self.compiler._compile = compile_if_newer
+        super().build_extension(ext)
+
 
 modules = cythonize(
     [
@@ -42,5 +63,6 @@ setup(
             depends=[dependency for module in modules for dependency in module.depends],
             extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function"],
         )
-    ]
+    ],
+    cmdclass={"build_ext": BuildWhatChanged} if INCREMENTAL else {},
 )

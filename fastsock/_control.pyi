@@ -32,6 +32,9 @@ class Control:
     pool: Any
     watched: _HasFileno | None
     on_watched: Callable[[Any], bool] | None
+    before_sleep: Callable[[Any], None] | None
+    @property
+    def singly(self) -> int: ...
     @property
     def accept_errors(self) -> dict[int, int]: ...
     @property

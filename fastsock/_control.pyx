@@ -164,7 +164,9 @@ cdef class Control:
 
     watched: an object with fileno(), or None; the loops poll it too, and call on_watched(server)
     when it is readable. That returns whether it has seen to it; if not, it is left alone until
-    after the next service_actions(). accept_errors: how often accept or receive failed, by errno.
+    after the next service_actions(). before_sleep: None, or a function of the server that a loop
+    calls once, before it waits the next time. singly: calls of handle_request() that are under way.
+    accept_errors: how often accept or receive failed, by errno.
     start_failures: how often a thread or a process for a request could not be started.
     """
 

@@ -22,7 +22,7 @@ from fastsock._control cimport (
     dispatch_one,
     is_default,
 )
-from fastsock._leader cimport Leadership
+from fastsock._leader cimport Leadership, readable
 from fastsock._worker cimport (
     Feeder,
     Pool,
@@ -282,6 +282,9 @@ cdef class Loop:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
+            if entry.control.before_sleep is not None and not readable(descriptor):
+                before_sleep, entry.control.before_sleep = entry.control.before_sleep, None
+                before_sleep(entry.server)
             slot.fd = descriptor  # poll(2) skips a negative one
             slot += 1
             slot.events = _sys.POLLIN

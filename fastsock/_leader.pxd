@@ -12,6 +12,9 @@ cdef enum _Look:
     ELSEWHERE  # it has been for a while, and nobody waits
 
 
+cdef bint readable(int descriptor) noexcept nogil
+
+
 cdef class Leadership(Feeder):
     cdef object server
     cdef Control control

@@ -69,7 +69,7 @@ cdef enum:
     UNINTERRUPTED = 50_000  # microseconds that a signal may have to wait for its handler
 
 
-cdef bint _readable(int descriptor) noexcept nogil:
+cdef bint readable(int descriptor) noexcept nogil:
     cdef _sys.pollfd slot
     slot.fd = descriptor
     slot.events = _sys.POLLIN
@@ -185,7 +185,7 @@ cdef class Leadership(Feeder):
             self.unchanged = 0
             return _Look.WELL
         self.unchanged = self.unchanged + 1 if same else 0
-        if _readable(self.listener):
+        if readable(self.listener):
             if same:
                 return _Look.STUCK
             self.waited_for += 1

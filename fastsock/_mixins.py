@@ -45,6 +45,33 @@ def _collects_by_default(server: Any) -> bool:
     )
 
 
+#: so many children are asked one by one; if there are more, each is watched
+_FEW = 16
+
+
+def _before_sleep(server: Any) -> None:
+    """The loop's call before it waits: from now on a child's end is what wakes it."""
+    if server.active_children and _collects_by_default(server):
+        _collect_ended(server)
+        _watch(server)
+
+
+def _watch(server: Any) -> Children | None:
+    """Have the loop learn of the end of each child; None where that cannot be."""
+    watched = _watched_of(server)
+    if watched is None:
+        watched = vars(server)["_fastsock_children"] = Children()
+    try:
+        for pid in server.active_children - watched.pids:
+            watched.add(pid)
+    except OSError:  # pidfds are refused, or descriptors have run out: it is asked by its pid
+        return None
+    if (control := _control_of(server)) is not None:
+        control.on_watched = _child_ended
+        control.watched = watched
+    return watched
+
+
 def _child_ended(server: Any) -> bool:
     """The loop's call when a child has ended: no zombie waits for the next poll_interval."""
     if server.active_children is None or not _collects_by_default(server):
@@ -59,14 +86,16 @@ def _watched_of(server: Any) -> Children | None:
 
 
 def _collect_ended(server: Any) -> None:
-    """Collect the children that have ended; ask those one by one that cannot be watched."""
+    """Collect the children that have ended; ask those one by one that are not watched."""
     children = server.active_children
     watched = _watched_of(server)
-    if watched is None:
-        _collect(children, children.copy(), os.WNOHANG)
-        return
-    _collect_watched(server, watched)
-    _collect(children, children - watched.pids, os.WNOHANG)
+    if watched is not None:
+        _collect_watched(server, watched)
+    if children:
+        asked = children.copy() if watched is None else children - watched.pids
+        _collect(children, asked, os.WNOHANG)
+        if len(asked) >= _FEW:
+            _watch(server)
 
 
 def _collect_watched(server: Any, watched: Children) -> None:
@@ -106,9 +135,9 @@ class ForkingMixIn:
             return
         _collect_ended(self)
         while self.active_children and len(self.active_children) >= self.max_children:
-            watched = _watched_of(self)
-            if watched is None or not self.active_children <= watched.pids:
-                _plain.wait([], 10)  # pidfds are refused, or descriptors have run out
+            watched = _watch(self)
+            if watched is None:
+                _plain.wait([], 10)
             else:
                 control = None if blocking else _control_of(self)
                 if control is not None and control.hold(watched):
@@ -135,11 +164,15 @@ class ForkingMixIn:
         Raises:
             OSError: fork(2) failed. The loop reports it, ends the request and goes on.
         """
-        watched = _watched_of(self)
-        if watched is not None and self.active_children and _collects_by_default(self):
+        control = _control_of(self)
+        if (
+            self.active_children
+            and (control is None or control.singly)
+            and _collects_by_default(self)
+        ):
             # handle_request() in a loop has no other occasion to. Not after the fork: the new
             # child is to be found in active_children for as long as nothing else is handled.
-            _collect_watched(self, watched)
+            _collect_ended(self)
         try:
             pid = os.fork()
         except OSError:
@@ -149,7 +182,8 @@ class ForkingMixIn:
             if self.active_children is None:
                 self.active_children = set()
             self.active_children.add(pid)
-            self._watch(pid)
+            if control is not None:
+                control.before_sleep = _before_sleep
             self.close_request(request)  # type: ignore[attr-defined]
             return
         # The child leaves through _exit() only: nothing of the parent's may run here.
@@ -164,17 +198,6 @@ class ForkingMixIn:
                 self.shutdown_request(request)  # type: ignore[attr-defined]
             finally:
                 os._exit(status)
-
-    def _watch(self, pid: int) -> None:
-        """Learn of the child's end from the loop."""
-        watched = _watched_of(self)
-        if watched is None:
-            watched = vars(self)["_fastsock_children"] = Children()
-        with contextlib.suppress(OSError):  # such a child is asked by its pid
-            watched.add(pid)
-        if (control := _control_of(self)) is not None:
-            control.on_watched = _child_ended
-            control.watched = watched
 
     def server_close(self) -> None:
         """Close, then collect children; wait for all if block_on_close."""
