@@ -329,6 +329,7 @@ def test_service_actions(led: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_max_threads(led: Serving) -> None:
     led.lead()
     led.server.max_threads = 1
+    led.accepts_alone()  # where there is somebody to wait for a free thread
     go_on = threading.Semaphore(0)
     begun: list[int] = []
 
