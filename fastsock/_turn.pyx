@@ -25,7 +25,7 @@ cdef extern from *:
     bint Py_IsFinalizing() nogil
 
 cdef enum:
-    PERMITS = 32
+    PERMITS = 64
 
 cdef sem_t _permits
 sem_init(&_permits, 0, PERMITS)
