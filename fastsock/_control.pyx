@@ -46,7 +46,7 @@ cdef tuple _BROKEN = (_sys.EBADF, _sys.EINVAL, _sys.ENOTSOCK)
 def _warn(message, *values):
     """Log a warning of the logger "fastsock"."""
     try:
-        import logging  # late: it is a fifth of the time that the import of the package takes
+        import logging  # late: it takes a third as long as the import of the package
     except (ImportError, OSError):
         # No descriptor is left to read it with. Who has not imported it has not configured it
         # either, and gets what logging.lastResort would write.

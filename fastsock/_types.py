@@ -1,8 +1,8 @@
 """The types of requests and addresses, named as in typeshed's ``socketserver``.
 
 At run time they are ``object``, so that ``typing.get_type_hints()`` works on the public classes.
-``typing`` itself is not imported: it is a fifth of the time that ``import socketserver`` takes, and
-its pages are copied by every fork().
+``typing`` itself is not imported: that takes half as long as ``import socketserver``, and its pages
+are copied by every fork().
 """
 
 from __future__ import annotations
