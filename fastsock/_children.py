@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import os
@@ -16,13 +17,15 @@ class Children:
     """The pidfds (pidfd_open(2)) of running children in one epoll(7).
 
     Readable as soon as a child has ended; collects none of them. A child process closes its
-    copies (``os.register_at_fork``).
+    copies (``os.register_at_fork``). May be used from any thread, and in signal handlers.
     """
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
         self._pidfds: dict[int, int] = {}  # pid -> descriptor
         self._pids: dict[int, int] = {}  # and back
+        # epoll gives the GIL up. Reentrant: a signal handler may collect children, too.
+        self._lock = _thread.RLock()
         _in_use.add(self)
 
     def fileno(self) -> int:
@@ -42,6 +45,10 @@ class Children:
                 them, or a green thread library has taken epoll away), or descriptors have run out.
             ProcessLookupError: the child was collected already.
         """
+        with self._lock:
+            self._add(pid)
+
+    def _add(self, pid: int) -> None:
         if pid in self._pidfds:
             return
         if not hasattr(os, "pidfd_open") or not hasattr(select, "epoll"):
@@ -49,50 +56,59 @@ class Children:
         if self._epoll is None:
             self._epoll = select.epoll()
         descriptor = os.pidfd_open(pid)
+        if pid in self._pidfds:  # by a signal handler, just now
+            os.close(descriptor)
+            return
+        self._pidfds[pid] = descriptor
+        self._pids[descriptor] = pid
         try:
             self._epoll.register(descriptor, select.EPOLLIN)
         except BaseException:
-            os.close(descriptor)
+            self.discard(pid)
             raise
-        self._pidfds[pid] = descriptor
-        self._pids[descriptor] = pid
 
     def ended(self) -> list[int]:
         """The children that have ended since the last call; they are no longer watched."""
-        if self._epoll is None:
-            return []
-        found = []
-        for descriptor, _ in self._epoll.poll(0, max(1, len(self._pids))):
-            found.append(self._pids[descriptor])
-            self.discard(found[-1])
+        found: list[int] = []
+        with self._lock:
+            if self._epoll is None:
+                return found
+            for descriptor, _ in self._epoll.poll(0, max(1, len(self._pids))):
+                pid = self._pids.get(descriptor)  # None: of a signal handler that did the same
+                if pid is not None:
+                    found.append(pid)
+                    self.discard(pid)
         return found
 
     def discard(self, pid: int) -> None:
         """Do not watch it any more."""
-        descriptor = self._pidfds.pop(pid, None)
-        if descriptor is None:
-            return
-        del self._pids[descriptor]
-        if self._epoll is not None:
-            # Not left to close(): while a child process that was forked in between has a copy,
-            # the epoll would go on reporting it.
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(descriptor)
-        os.close(descriptor)
+        with self._lock:
+            descriptor = self._pidfds.pop(pid, None)
+            if descriptor is None:
+                return
+            del self._pids[descriptor]
+            if self._epoll is not None:
+                # Not left to close(): while a child process that was forked in between has a
+                # copy, the epoll would go on reporting it.
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(descriptor)
+            os.close(descriptor)
 
     def close(self) -> None:
         """Watch nothing; give the descriptors back."""
-        for pid in list(self._pidfds):
-            self.discard(pid)
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
+        with self._lock:
+            for pid in list(self._pidfds):
+                self.discard(pid)
+            if self._epoll is not None:
+                self._epoll.close()
+                self._epoll = None
 
     def __del__(self) -> None:
         self.close()
 
     def _close_copies(self) -> None:
         # Nothing is unregistered: the epoll itself is shared with the parent.
+        self._lock = _thread.RLock()  # whose owner may not be in this process
         descriptors = list(self._pids)
         self._pidfds.clear()
         self._pids.clear()

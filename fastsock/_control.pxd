@@ -46,7 +46,7 @@ cdef class Control:
     cdef public object on_watched
     cdef public object before_sleep  # to be called by the loop, or None
     cdef unsigned long taking  # the leader's thread while it takes a request, or 0
-    cdef readonly int singly  # calls of handle_request() under way
+    cdef int singly  # calls of handle_request() under way
     cdef object own_socket  # a weak reference to what this process has bound, or None
     cdef unsigned long forks  # as many as there had been by then
     cdef readonly dict accept_errors

@@ -47,13 +47,15 @@ def _warn(message, *values):
     """Log a warning of the logger "fastsock"."""
     try:
         import logging  # late: it takes a third as long as the import of the package
-    except (ImportError, OSError):
+
+        log = logging.getLogger("fastsock")
+    except Exception:
         # No descriptor is left to read it with. Who has not imported it has not configured it
         # either, and gets what logging.lastResort would write.
         if sys.stderr is not None:
             print(message % values, file=sys.stderr)
     else:
-        logging.getLogger("fastsock").warning(message, *values)
+        log.warning(message, *values)
 
 
 # The wake-ups of the loops that run in this process. A child process closes its copies: an eventfd
@@ -165,7 +167,7 @@ cdef class Control:
     watched: an object with fileno(), or None; the loops poll it too, and call on_watched(server)
     when it is readable. That returns whether it has seen to it; if not, it is left alone until
     after the next service_actions(). before_sleep: None, or a function of the server that a loop
-    calls once, before it waits the next time. singly: calls of handle_request() that are under way.
+    calls once, before it waits the next time.
     accept_errors: how often accept or receive failed, by errno.
     start_failures: how often a thread or a process for a request could not be started.
     """
@@ -209,17 +211,24 @@ cdef class Control:
 
         instead: an object with fileno().
         """
-        cdef Wakeup wakeup
-        for wakeup in self.wakeups:
-            if wakeup.thread == PyThread_get_thread_ident():
-                self.held = instead
-                return True
+        if self.serves_here():
+            self.held = instead
+            return True
         return False
 
     def let_go(self, instead):
         """Poll the listener again, if this is what is polled in its place."""
         if self.held is instead:
             self.held = None
+            self.wake()  # a loop that polls it
+
+    def serves_here(self):
+        """Whether a loop of this thread serves the server."""
+        cdef Wakeup wakeup
+        for wakeup in self.wakeups:
+            if wakeup.thread == PyThread_get_thread_ident():
+                return True
+        return False
 
     def takes_here(self):
         """Whether this thread takes a request in the loop's place just now."""

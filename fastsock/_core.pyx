@@ -94,10 +94,17 @@ cdef class _Entry:
     cdef nanoseconds actions_at  # when service_actions() is next due without a request
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
     cdef bint watch_muted  # left to the next service_actions()
+    cdef object holding  # what is polled in the listener's place, or None
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
                                            and self.server._BaseServer__shutdown_request))
+
+    cdef bint is_idle(self, int descriptor, nanoseconds now) except -1:
+        """Whether there is no request to be taken just now."""
+        held = self.control.held
+        return (self.control.paused_until > now
+                or not readable(descriptor if held is None else held.fileno()))
 
     cdef int fails(self, object error) except -1:
         """The listener cannot be used: pause, and raise once that has lasted for GRACE."""
@@ -274,17 +281,20 @@ cdef class Loop:
             if not entry.registered:
                 entry.registered = True
                 entry.actions_at = NEVER if self.interval == NEVER else now + self.interval
+            if entry.control.before_sleep is not None and entry.is_idle(descriptor, now):
+                before_sleep, entry.control.before_sleep = entry.control.before_sleep, None
+                before_sleep(entry.server)
+                descriptor = _descriptor(entry.server, False)
+            entry.holding = None
             if entry.control.paused_until > now:
                 descriptor = -1
             elif entry.control.held is not None and entry.control.held.fileno() >= 0:
-                descriptor = entry.control.held.fileno()
+                entry.holding = entry.control.held
+                descriptor = entry.holding.fileno()
             elif descriptor < 0:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
-            if entry.control.before_sleep is not None and not readable(descriptor):
-                before_sleep, entry.control.before_sleep = entry.control.before_sleep, None
-                before_sleep(entry.server)
             slot.fd = descriptor  # poll(2) skips a negative one
             slot += 1
             slot.events = _sys.POLLIN
@@ -378,8 +388,12 @@ cdef class Loop:
                 continue
             events = self.polled[index].revents
             took = False
-            if control.held is not None and (events or control.held.fileno() < 0):
-                control.held = None
+            # Not by what is held now: another thread may have let go since the poll.
+            holding = entry.holding if entry.holding is not None else control.held
+            if holding is not None and (events or control.held is not holding
+                                        or holding.fileno() < 0):
+                if control.held is holding:
+                    control.held = None
                 took = True
             elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())

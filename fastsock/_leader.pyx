@@ -306,7 +306,8 @@ cdef class Leadership(Feeder):
         turn_over()
         if not has_accepted:
             return ready > 0 and polled[0].revents == _sys.POLLIN
-        if not self.permits(worker):  # something has changed since the accept
+        # Something has changed since the accept, or there is an error to be logged.
+        if accepted.descriptor < 0 or not self.permits(worker):
             self.accepted = accepted[0]
             self.has_accepted = True
             return False

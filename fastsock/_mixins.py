@@ -40,7 +40,7 @@ def _collect(children: set[int], pids: Iterable[int], flags: int) -> None:
 def _collects_by_default(server: Any) -> bool:
     """Whether to collect a child between the hooks can be noticed by none."""
     return (
-        type(server).collect_children is ForkingMixIn.collect_children
+        type(server).collect_children is _DEFAULT_COLLECT
         and "collect_children" not in server.__dict__
     )
 
@@ -102,10 +102,12 @@ def _collect_watched(server: Any, watched: Children) -> None:
     ended = watched.ended()
     if not ended:
         return
-    if (control := _control_of(server)) is not None:
+    try:
+        _collect(server.active_children, server.active_children.intersection(ended), os.WNOHANG)
+    finally:
         # A loop that waits for these has nothing to wait for any more: they are told of once.
-        control.let_go(watched)
-    _collect(server.active_children, server.active_children.intersection(ended), os.WNOHANG)
+        if (control := _control_of(server)) is not None:
+            control.let_go(watched)
 
 
 class ForkingMixIn:
@@ -141,8 +143,10 @@ class ForkingMixIn:
             else:
                 control = None if blocking else _control_of(self)
                 if control is not None and control.hold(watched):
+                    if len(self.active_children) < self.max_children:
+                        control.let_go(watched)  # another thread has just collected one
                     return
-                _plain.wait([watched.fileno()], -1)
+                _plain.wait([watched.fileno()], 50)  # or another thread may collect the last one
             _collect_ended(self)
         if blocking:
             _collect(self.active_children, self.active_children.copy(), 0)
@@ -167,11 +171,11 @@ class ForkingMixIn:
         control = _control_of(self)
         if (
             self.active_children
-            and (control is None or control.singly)
+            and (control is None or not control.serves_here())
             and _collects_by_default(self)
         ):
-            # handle_request() in a loop has no other occasion to. Not after the fork: the new
-            # child is to be found in active_children for as long as nothing else is handled.
+            # A program's own loop has no other occasion to. Not after the fork: the new child
+            # is to be found in active_children for as long as nothing else is handled.
             _collect_ended(self)
         try:
             pid = os.fork()
@@ -206,6 +210,9 @@ class ForkingMixIn:
         watched = _watched_of(self)
         if watched is not None:
             watched.close()
+
+
+_DEFAULT_COLLECT = ForkingMixIn.collect_children  # which a program may replace
 
 
 class _Threads(list[threading.Thread]):

@@ -1,4 +1,4 @@
-"""Loads the extension modules, which lie in one shared object.
+"""Finds the extension modules, which lie in one shared object.
 
 As files of their own they would be a dozen mappings of the process each, and fork() copies those:
 a request of a forking server would cost a fifth more. Each is a module as any other, with its own
@@ -8,61 +8,59 @@ a request of a forking server would cost a fifth more. Each is a module as any o
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder
+from types import ModuleType
 
-#: what is in that file, each before those that use it
-MODULES = (
-    "_turn",
-    "_genuine",
-    "_channel",
-    "_stream",
-    "_reader",
-    "_writer",
-    "_accept",
-    "_worker",
-    "_control",
-    "_leader",
-    "_core",
-)
 _PACKAGE = __name__.rpartition(".")[0]
 
+#: what is in that file
+MODULES = frozenset(
+    {
+        "_accept",
+        "_channel",
+        "_control",
+        "_core",
+        "_genuine",
+        "_leader",
+        "_reader",
+        "_stream",
+        "_turn",
+        "_worker",
+        "_writer",
+    }
+)
 
-class _Finder:
-    """Of ``sys.meta_path``, while the modules are imported."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+class Finder:
+    """Of ``sys.meta_path``. Knows of no folder: it looks where the package is."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The importer protocol's (PEP 451).
+
+        Raises:
+            ImportError: the package was not built for this interpreter.
+        """
         package, _, module = name.rpartition(".")
         if package != _PACKAGE or module not in MODULES:
             return None
-        spec = ModuleSpec(name, ExtensionFileLoader(name, self.file), origin=self.file)
+        found = PathFinder.find_spec(f"{_PACKAGE}._core", path)
+        if found is None or found.origin is None:
+            version = sys.version.split()[0]
+            raise ImportError(
+                f"{_PACKAGE} is not built for this interpreter ({version}): install it with the "
+                "interpreter's own pip, and do not import it from the source tree",
+                name=name,
+            )
+        spec = ModuleSpec(name, ExtensionFileLoader(name, found.origin), origin=found.origin)
         spec.has_location = True
         return spec
 
 
-def load() -> None:
-    """Import all of them.
-
-    Raises:
-        ImportError: the package was not built for this interpreter.
-    """
-    core = f"{_PACKAGE}._core"
-    found = PathFinder.find_spec(core, sys.modules[_PACKAGE].__path__)
-    if found is None or found.origin is None:
-        raise ImportError(
-            f"{core} is not built for this interpreter ({sys.version.split()[0]}): install "
-            "fastsock with its pip, and do not import it from the source tree",
-            name=core,
-        )
-    finder = _Finder(found.origin)
-    sys.meta_path.insert(0, finder)
-    try:
-        for module in MODULES:
-            __import__(f"{_PACKAGE}.{module}")
-    finally:
-        sys.meta_path.remove(finder)
-
-
-load()
+# First, since an older build in the source tree may have left a file for each module. It stays: one
+# that was taken away again while another thread imports would make that one skip a finder.
+if not any(getattr(finder, "__module__", None) == __name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, Finder)

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import importlib.machinery
+import importlib.util
 import re
 import sys
 import typing
@@ -173,7 +174,10 @@ def test_extensions_share_a_file(fastsock: ModuleType) -> None:
         assert module.__spec__ is not None
         assert (module.__name__, module.__spec__.origin) == (f"fastsock.{name}", str(path))
         assert module.__package__ == "fastsock"
-    assert not any("fastsock" in type(finder).__module__ for finder in sys.meta_path)
+        found = importlib.util.find_spec(f"fastsock.{name}")
+        assert found is not None and found.origin == str(path)
+    finders = [getattr(finder, "__module__", None) for finder in sys.meta_path]
+    assert finders.count("fastsock._native") == 1
 
 
 def test_typed_marker_and_stubs_are_installed(fastsock: ModuleType) -> None:

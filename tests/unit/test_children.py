@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import connect, serving_seldom, wait_until
+from support import Background, connect, serving_seldom, wait_until
 
 import fastsock
 
@@ -137,15 +138,17 @@ def test_a_child_has_no_copies(server: Server) -> None:
     assert server.active_children == set()
 
 
-def test_collect_children_is_the_programs() -> None:
+@pytest.mark.parametrize("where", ["overridden", "patched"])
+def test_collect_children_is_the_programs(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is collected over its head, however the children end."""
     calls = []
 
-    class Own(Server):
-        def collect_children(self, *, blocking: bool = False) -> None:
-            calls.append(blocking)
+    def collect_children(self: Any, *, blocking: bool = False) -> None:
+        calls.append(blocking)
 
-    with Own() as server, serving_seldom(server):
+    owner = Server if where == "overridden" else fastsock.ForkingMixIn
+    monkeypatch.setattr(owner, "collect_children", collect_children)
+    with Server() as server, serving_seldom(server):
         pids = set()
         for _ in range(6):
             begun = begin(server)
@@ -155,6 +158,59 @@ def test_collect_children_is_the_programs() -> None:
     assert calls[-1] is True
     for pid in pids:
         assert os.waitpid(pid, 0)[0] == pid
+
+
+# --- beside the loop
+
+
+def test_a_full_house_empties_before_the_loop_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is polled in the listener's place is let go right then."""
+    before_sleep = fastsock._mixins._before_sleep
+
+    def late(server: Any) -> None:
+        for pid in server.active_children:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        before_sleep(server)
+
+    monkeypatch.setattr(fastsock._mixins, "_before_sleep", late)
+    with Server() as server:
+        server.max_children = 1
+        server.RequestHandlerClass = fastsock.BaseRequestHandler
+        with serving_seldom(server):
+            for _ in range(20):
+                with connect(server) as client:
+                    assert client.recv(1) == b""
+
+
+def test_another_thread_lets_the_loop_go_on() -> None:
+    """It has collected the child that the loop waits for."""
+    for _ in range(10):
+        with Server() as server, serving_seldom(server):
+            server.max_children = 1
+            first = begin(server)
+            beside = Background(server.collect_children)
+            first.end()
+            beside.result()
+            begin(server).end()  # the listener is looked at again, at once
+
+
+def test_two_threads_collect(server: Server) -> None:
+    over = threading.Event()
+
+    def collect() -> None:
+        while not over.is_set():
+            server.collect_children()
+
+    with serving_seldom(server):
+        collecting = Background(collect)
+        try:
+            for _ in range(100):
+                begin(server).end()
+        finally:
+            over.set()
+            collecting.result()
+        wait_until(lambda: not server.active_children)
+    assert not watched(server)
 
 
 @pytest.mark.parametrize("name", ["pidfd_open", "epoll"])
