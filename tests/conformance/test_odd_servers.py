@@ -89,6 +89,32 @@ def test_servers_that_are_equal_are_two(ss: ModuleType, make: Make) -> None:
         thread.join(TIMEOUT)
 
 
+@pytest.mark.parametrize("hook", ["get_request", "finish_request"])
+def test_a_hook_of_another_server(ss: ModuleType, make: Make, hook: str) -> None:
+    """Its default, but bound to that one: so it does what it does there."""
+    asked = make(ss.TCPServer, handler(ss))
+    other = make(ss.TCPServer, handler(ss))
+    other.RequestHandlerClass = answering(ss, b"other\n")
+    setattr(asked, hook, getattr(other, hook))
+    with connect(asked) as first, connect(other) as second:
+        for client in (first, second):
+            client.sendall(b"hello\n")
+            client.shutdown(socket.SHUT_WR)
+        asked.handle_request()
+        if hook == "get_request":  # a connection of the other one's listener
+            assert receive(second) == b"HELLO\n"
+        else:
+            assert receive(first) == b"other\n"
+
+
+def answering(ss: ModuleType, answer: bytes) -> Any:
+    def handle(self: Any) -> None:
+        assert self.rfile.readline()
+        self.wfile.write(answer)
+
+    return type("Answering", (ss.StreamRequestHandler,), {"handle": handle})
+
+
 @pytest.mark.parametrize("base", ["TCPServer", "UDPServer"])
 def test_noblock_waits_for_a_request_if_there_is_none(
     ss: ModuleType, make: Make, base: str

@@ -278,6 +278,31 @@ def test_several_servers_in_one_thread() -> None:
         thread.join(TIMEOUT)
 
 
+def test_a_handler_replaces_the_socket_of_another_server() -> None:
+    """What the poll has found there is the old one's, and nobody waits at the new one."""
+
+    class Replacing(fastsock.StreamRequestHandler):
+        def handle(self) -> None:
+            second.socket = replacement
+            self.wfile.write(b"replaced")
+
+    first, second = fastsock.TCPServer(LOCAL, Replacing), fastsock.TCPServer(LOCAL, UPPER)
+    replacement = socket.create_server(LOCAL)
+    old = second.socket
+    thread = threading.Thread(target=fastsock.serve_forever, args=(first, second))
+    with first, second, old, connect(first) as client, connect(second):
+        thread.start()  # both have a connection by then
+        assert receive(client) == b"replaced"
+        for server in (first, second):
+            stopping = threading.Thread(target=server.shutdown, daemon=True)
+            stopping.start()
+            stopping.join(TIMEOUT / 4)
+        hangs = thread.is_alive()
+        socket.create_connection(replacement.getsockname()).close()
+        thread.join(TIMEOUT)
+        assert not hangs
+
+
 def test_several_servers_keep_their_own_intervals() -> None:
     busy, idle = Counting(LOCAL, UPPER), Counting(LOCAL, UPPER)
     thread = threading.Thread(
