@@ -107,6 +107,24 @@ def test_a_hook_of_another_server(ss: ModuleType, make: Make, hook: str) -> None
             assert receive(first) == b"other\n"
 
 
+def test_the_request_that_ends_the_loop_is_served(ss: ModuleType, make: Make) -> None:
+    """By its thread, though the loop that would have woken it waits no more."""
+
+    def verify_request(server: Any, request: Any, client_address: Any) -> bool:
+        seen.append(client_address)
+        server._BaseServer__shutdown_request = len(seen) == 3
+        return True
+
+    seen: list[Any] = []
+    server = make(ss.ThreadingTCPServer, handler(ss), verify_request=verify_request)
+    thread = threading.Thread(target=server.serve_forever, args=(60,))
+    thread.start()
+    for _ in range(3):
+        assert ask(server) == b"HELLO\n"
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
 def answering(ss: ModuleType, answer: bytes) -> Any:
     def handle(self: Any) -> None:
         assert self.rfile.readline()
