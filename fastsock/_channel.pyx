@@ -460,28 +460,25 @@ def recv_into(self, buffer, nbytes=0, flags=0):
         PyBuffer_Release(&view)
 
 
-def send(self, data, flags=0, /):
-    """Send bytes, return how many were taken; see ``socket.socket.send``."""
-    cdef Channel channel = channel_of(self)
+cdef Py_ssize_t _send(object connection, object data, object flags, bint all_of_it) except -1:
+    cdef Channel channel = channel_of(connection)
     cdef int c_flags = PyNumber_Index(flags)
     cdef Py_buffer view
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
-        return channel.send(self, <char *> view.buf, view.len, c_flags, False)
+        return channel.send(connection, <char *> view.buf, view.len, c_flags, all_of_it)
     finally:
         PyBuffer_Release(&view)
+
+
+def send(self, data, flags=0, /):
+    """Send bytes, return how many were taken; see ``socket.socket.send``."""
+    return _send(self, data, flags, False)
 
 
 def sendall(self, data, flags=0, /):
     """Send all bytes; see ``socket.socket.sendall``."""
-    cdef Channel channel = channel_of(self)
-    cdef int c_flags = PyNumber_Index(flags)
-    cdef Py_buffer view
-    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    try:
-        channel.send(self, <char *> view.buf, view.len, c_flags, True)
-    finally:
-        PyBuffer_Release(&view)
+    _send(self, data, flags, True)
 
 
 def fileno(self):

@@ -23,7 +23,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 
 from fastsock cimport _sys
 from fastsock._accept cimport Accepted, accept_from
-from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds, sooner
+from fastsock._clock cimport MILLISECOND, SECOND, monotonic, nanoseconds, sooner
 from fastsock._control cimport (
     Control,
     Defaults,
@@ -151,7 +151,7 @@ cdef class Leadership(Feeder):
                     if now >= due:
                         self.looked_at = now
                         found = self.look()
-                    if found != _Look.WELL or ready != 0 or (until != NEVER and now >= until):
+                    if found != _Look.WELL or ready != 0 or now >= until:
                         break
                 asked = monotonic()
                 await_turn()
@@ -167,7 +167,7 @@ cdef class Leadership(Feeder):
                         found = _Look.STUCK
             if goes_on:
                 found = _Look.WELL
-            if self.holder is None or ready != 0 or (until != NEVER and monotonic() >= until):
+            if self.holder is None or ready != 0 or monotonic() >= until:
                 break
         if found == _Look.STUCK:
             self.absent = self.streak = 0
