@@ -80,7 +80,17 @@ class Connection(_Base):
             return self.gettimeout()
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send a file with ``os.sendfile()``, after what wfile holds back.
+        """Send a file with ``os.sendfile()``, after what wfile holds back; return the bytes sent.
+
+        Args:
+            file: a regular file opened in binary mode (another is read and sent piece by piece).
+            offset: where to begin, in bytes.
+            count: bytes to send; None: all to the end.
+
+        Raises:
+            OSError: as sendfile(2) and send(2).
+            ValueError: file is in text mode, count is not positive, or the connection does not
+                block.
 
         (Documented: ``socket.socket.sendfile``.)
         """

@@ -340,7 +340,10 @@ class ThreadingMixIn:
             control.let_go(slots)  # a hook has waited in the loop's place
 
     def server_close(self) -> None:
-        """Close, then join the threads that are not daemons if block_on_close."""
+        """Close, then wait until the threads have ended that are not daemons, if block_on_close.
+
+        Threads that rest are ended and joined in any case.
+        """
         super().server_close()  # type: ignore[misc]
         self._threads.join()
         slots = vars(self).pop("_fastsock_slots", None)

@@ -335,6 +335,9 @@ class TCPServer(BaseServer):
         """Listen. May be overridden.
 
         Connections inherit the listener's TCP_NODELAY (tcp(7)).
+
+        Raises:
+            OSError: as listen(2).
         """
         if (
             self.tcp_nodelay
@@ -351,13 +354,15 @@ class TCPServer(BaseServer):
         self.socket.close()
 
     def fileno(self) -> int:
-        """The socket's descriptor; -1 once it is closed."""
+        """The socket's descriptor, an int; -1 once it is closed."""
         return self.socket.fileno()
 
     def get_request(self) -> tuple[_socket, RetAddress]:
         """Accept: return (request, client_address). May be overridden.
 
-        An OSError means that there is no request; the loop goes on.
+        Raises:
+            OSError: as accept(2); there is no request, and the loop goes on.
+            TimeoutError: of a listener with a timeout, after as many seconds.
         """
         request, client_address = self.socket.accept()
         if GENUINE is not None and type(request) is GENUINE and unpatched():
@@ -396,7 +401,13 @@ class UDPServer(TCPServer):
     max_packet_size: ClassVar[int] = 8192
 
     def get_request(self) -> tuple[tuple[bytes, _socket], RetAddress]:  # type: ignore[override]
-        """Receive a datagram: return ((data, socket), client_address). May be overridden."""
+        """Receive a datagram: return ((data, socket), client_address). May be overridden.
+
+        data: bytes, max_packet_size of them at most; the rest of a longer one is lost.
+
+        Raises:
+            OSError: as recvfrom(2); there is no request, and the loop goes on.
+        """
         data, client_address = self.socket.recvfrom(self.max_packet_size)
         return (data, self.socket), client_address
 
