@@ -79,6 +79,7 @@ class Figures(NamedTuple):
     p50: float
     p99: float
     errors: int
+    served: int  # lasting connections that got an answer while it counted
 
 
 def cpu_clock(pid: int) -> float:
@@ -162,7 +163,7 @@ def measure(name: str, server: str, options: argparse.Namespace, work: Path) -> 
                 count = int(line[0])
                 per_connection = (rss(process.pid) - memory) / count
                 load.stdin.close()
-                return Figures(float(line[1]), per_connection, 0, 0, 0)
+                return Figures(float(line[1]), per_connection, 0, 0, 0, count)
             load.stdout.readline()
             before = cpu_clock(process.pid)
             line = load.stdout.readline().split()
@@ -174,6 +175,7 @@ def measure(name: str, server: str, options: argparse.Namespace, work: Path) -> 
         float(line[3]),
         float(line[4]),
         int(line[2]),
+        int(line[5]),
     )
 
 
@@ -192,6 +194,7 @@ def report(name: str, taken: dict[str, list[Figures]]) -> None:
             f"   p50 {statistics.median(run.p50 for run in runs):.0f}"
             f" p99 {statistics.median(run.p99 for run in runs):.0f} us"
             f"   errors {sum(run.errors for run in runs)}"
+            f"   served {min(run.served for run in runs)}"
         )
     ours = taken.get("fastsock", [])
     for server, theirs in taken.items():

@@ -29,7 +29,7 @@ from libc.string cimport memcpy
 
 from fastsock cimport _sys
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
-from fastsock._turn cimport await_turn, turn_over
+from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 
 cdef extern from "Python.h":
     ctypedef object (*newfunc)(PyTypeObject *, PyObject *, PyObject *)
@@ -207,7 +207,7 @@ cdef class Channel:
         cdef size_t sent = 0
         cdef Py_ssize_t count
         cdef int error
-        if size <= SENT_WITH_GIL and flags == 0:
+        if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count

@@ -21,7 +21,7 @@ import weakref
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
 
-from fastsock._turn cimport await_turn, turn_over
+from fastsock._turn cimport await_turn, starts_thread, turn_over
 
 cdef extern from *:
     """
@@ -380,6 +380,7 @@ cdef class Pool:
         worker.stack_size = self.stack_size
         self.workers.add(worker)
         self.running += 1
+        starts_thread()
         limbo = <dict> _threading["_limbo"]
         limbo[thread] = thread  # until it has begun, as in Thread.start()
         try:

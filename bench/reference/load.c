@@ -11,7 +11,11 @@
  *   load open  ...                     connections 0        seconds
  *       connect, exchange a line on each, hold them until standard input ends
  *
- * Prints: operations, seconds, errors, and the latencies' 50th and 99th percentile in microseconds.
+ * Lasting connections exchange one round before any of them counts, so that a server which puts off
+ * accepting is not measured with fewer connections than another.
+ *
+ * Prints: operations, seconds, errors, the latencies' 50th and 99th percentile in microseconds, and
+ * how many of the lasting connections were served at all while it counted.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,18 +33,19 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVENTS = 256, CHUNK = 1 << 18, SLOTS = 1 << 16 };
+enum { EVENTS = 256, CHUNK = 1 << 18, SLOTS = 1 << 16, AT_A_TIME = 128, OPENING_SECONDS = 60 };
 
 struct client {
     int fd, waits_to_send;
     size_t unsent, unread; /* bytes of what is under way */
     double since;
     size_t offset; /* in the payload, of the next byte to come */
+    long served;   /* rounds */
 };
 
 static union { struct sockaddr any; struct sockaddr_in inet; struct sockaddr_un local; } server;
 static socklen_t server_length;
-static int poller, per_request, http, failures_left = 1000;
+static int poller, per_request, http, failures_left = 1000, opening, opened;
 static size_t request_size, reply_size, depth = 1;
 static char *request;
 static long operations, errors;
@@ -131,6 +136,7 @@ static void done(struct client *c) {
     long micros = (long)((now() - c->since) * 1e6);
     histogram[micros < SLOTS ? micros : SLOTS - 1]++;
     operations += (long)depth;
+    c->served++;
 }
 
 static void reads(struct client *c) {
@@ -166,6 +172,10 @@ static void reads(struct client *c) {
         c->unread -= (size_t)got;
         if (!c->unread && !per_request) {
             done(c);
+            if (opening) {
+                opened++;
+                return;
+            }
             begin(c);
             sends(c);
             return;
@@ -212,8 +222,19 @@ static void hold(int count) {
         ;
 }
 
+static void turn(void) {
+    static struct epoll_event events[EVENTS];
+    int ready = epoll_wait(poller, events, EVENTS, 100);
+    for (int i = 0; i < ready; i++) {
+        struct client *c = events[i].data.ptr;
+        if (c->unsent)
+            sends(c);
+        else
+            reads(c);
+    }
+}
+
 int main(int count, char **arguments) {
-    struct epoll_event events[EVENTS];
     struct rlimit files;
     if (count < 6)
         return 2;
@@ -263,30 +284,45 @@ int main(int count, char **arguments) {
     }
     poller = epoll_create1(EPOLL_CLOEXEC);
     struct client *all = calloc((size_t)clients, sizeof(*all));
-    for (int i = 0; i < clients; i++)
+    opening = !per_request;
+    double give_up = now() + OPENING_SECONDS;
+    for (int i = 0; i < clients; i++) {
         dial(&all[i]);
+        while (opening && i - opened >= AT_A_TIME && now() < give_up)
+            turn();
+    }
+    while (opening && opened < clients) {
+        if (now() >= give_up) {
+            fprintf(stderr, "load: %d of %d connections were served\n", opened, clients);
+            return 1;
+        }
+        turn();
+    }
+    for (int i = 0; i < clients && opening; i++) {
+        begin(&all[i]);
+        sends(&all[i]);
+    }
+    opening = 0;
     double start = now(), end = start + seconds;
     double warm = start + seconds * 0.2; /* what came before is not counted */
     int warming = 1;
     while (now() < end) {
-        int ready = epoll_wait(poller, events, EVENTS, 100);
-        for (int i = 0; i < ready; i++) {
-            struct client *c = events[i].data.ptr;
-            if (c->unsent)
-                sends(c);
-            else
-                reads(c);
-        }
+        turn();
         if (warming && now() >= warm) {
             warming = 0;
             operations = 0;
             memset(histogram, 0, sizeof(histogram));
+            for (int i = 0; i < clients; i++)
+                all[i].served = 0;
             printf("warm\n");
             fflush(stdout);
             start = now();
         }
     }
-    printf("%ld %.6f %ld %.0f %.0f\n", operations, now() - start, errors, percentile(0.5),
-           percentile(0.99));
+    int served = 0;
+    for (int i = 0; i < clients; i++)
+        served += all[i].served > 0;
+    printf("%ld %.6f %ld %.0f %.0f %d\n", operations, now() - start, errors, percentile(0.5),
+           percentile(0.99), served);
     return 0;
 }
