@@ -10,6 +10,8 @@ serve_forever(*servers, poll_interval=0.5)
     Serves several servers in one thread.
 Connection
     What the request of a stream server is: a ``socket.socket`` made straight from accept(2).
+DatagramSocket, DatagramCounts
+    What a datagram server receives from, and what it counts.
 install(), uninstall()
     Put this package in the place of ``socketserver`` for every later import, and take it out.
 """
@@ -27,6 +29,7 @@ from time import monotonic as time
 
 import fastsock._native
 from fastsock._connection import Connection
+from fastsock._datagram_socket import DatagramCounts, DatagramSocket
 from fastsock._handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -63,7 +66,9 @@ __all__ = [
     "BaseRequestHandler",
     "BaseServer",
     "Connection",
+    "DatagramCounts",
     "DatagramRequestHandler",
+    "DatagramSocket",
     "ForkingMixIn",
     "ForkingTCPServer",
     "ForkingUDPServer",

@@ -9,6 +9,6 @@ cdef struct Accepted:
 
 cdef void accept_from(int listener, Accepted *accepted) noexcept nogil
 cdef object accept_connection(object listener, object connection_class, Accepted *accepted)
-cdef object receive_datagram(object receiver, object max_packet_size)
 cdef bint can_accept(object listener) except -1
-cdef bint can_receive(object receiver, object max_packet_size) except -1
+cdef bint known_family(object sock) except -1
+cdef object peer_address(_sys.sockaddr_storage *storage, _sys.socklen_t length)

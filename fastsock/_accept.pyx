@@ -1,9 +1,8 @@
-"""Accepting connections and receiving datagrams without ``socket.accept``.
+"""Accepting connections without ``socket.accept``.
 
-What the standard library's ``socket.accept()`` and ``socket.recvfrom()`` return, made straight
-from the system calls. Only for a socket whose type is exactly ``socket.socket``: a subclass
-(``ssl.SSLSocket``, a test's fake, a green thread library's class) may mean something else by
-these methods, so the caller uses theirs.
+What the standard library's ``socket.accept()`` returns, made straight from the system call. Only
+for a socket whose type is exactly ``socket.socket``: a subclass (``ssl.SSLSocket``, a test's fake,
+a green thread library's class) may mean something else by the method, so the caller uses theirs.
 """
 
 import _socket
@@ -12,7 +11,6 @@ import socket
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject
 from cpython.unicode cimport PyUnicode_FromString, PyUnicode_FromStringAndSize
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastsock cimport _sys
@@ -43,7 +41,6 @@ cdef object _SOCKET = (
     else None
 )
 GENUINE = _SOCKET  # for the Python layer
-cdef object _RECVFROM = getattr(_SOCKET, "recvfrom", None)
 
 # The C members; the `family` and `type` properties of socket.socket build enum members.
 cdef object _FAMILY = _socket.socket.family
@@ -58,12 +55,6 @@ cdef tuple _REPLACED = (
     "__init__", "__new__",
 )
 cdef Genuine _genuine = Genuine(_SOCKET, _REPLACED) if _SOCKET else None
-
-# Datagrams up to this size are received on the C stack.
-cdef enum:
-    STACK_BUFFER = 16384
-    LARGEST_BUFFER = 1 << 26
-
 
 cdef object _dotted(const unsigned char *octets):
     """What inet_ntop(3) makes of an IPv4 address, which does it with sprintf()."""
@@ -83,7 +74,7 @@ cdef object _dotted(const unsigned char *octets):
     return PyUnicode_FromStringAndSize(text, length - 1)
 
 
-cdef object _address(_sys.sockaddr_storage *storage, _sys.socklen_t length):
+cdef object peer_address(_sys.sockaddr_storage *storage, _sys.socklen_t length):
     """The Python form of a peer address, as socket.accept() and recvfrom() give it."""
     cdef char text[_sys.INET6_ADDRSTRLEN]
     cdef _sys.sockaddr_in *inet
@@ -111,7 +102,7 @@ cdef inline int _number(object member, object sock) except -1:
         <PyObject *> member, <PyObject *> sock, <PyObject *> Py_TYPE(sock))
 
 
-cdef inline bint _known_family(object sock) except -1:
+cdef bint known_family(object sock) except -1:
     cdef int family = _number(_FAMILY, sock)
     return family == _sys.AF_INET or family == _sys.AF_INET6 or family == _sys.AF_UNIX
 
@@ -119,19 +110,12 @@ cdef inline bint _known_family(object sock) except -1:
 cdef bint can_accept(object listener) except -1:
     """Whether accept_connection() does just what listener.accept() would."""
     return (type(listener) is _SOCKET and socket.socket is _SOCKET and _genuine.unpatched()
-            and _known_family(listener))
+            and known_family(listener))
 
 
 def unpatched():
     """Whether what Connection does in its own way is what the program means by a socket."""
     return socket.socket is _SOCKET and _genuine.unpatched()
-
-
-cdef bint can_receive(object receiver, object max_packet_size) except -1:
-    """Whether receive_datagram() does just what receiver.recvfrom() would."""
-    return (type(receiver) is _SOCKET and _SOCKET.recvfrom is _RECVFROM
-            and type(max_packet_size) is int and 0 < max_packet_size <= LARGEST_BUFFER
-            and _known_family(receiver))
 
 
 cdef void accept_from(int listener, Accepted *accepted) noexcept nogil:
@@ -160,7 +144,7 @@ cdef object accept_connection(object listener, object connection_class, Accepted
             return None
         fail(accepted.error)
     try:
-        address = _address(&accepted.address, accepted.length)
+        address = peer_address(&accepted.address, accepted.length)
         connection = make_connection(connection_class, accepted.descriptor,
                                      _number(_FAMILY, listener), _number(_TYPE, listener),
                                      _number(_PROTO, listener))
@@ -168,37 +152,3 @@ cdef object accept_connection(object listener, object connection_class, Accepted
         _sys.close(accepted.descriptor)
         raise
     return connection, address
-
-
-cdef object receive_datagram(object receiver, object max_packet_size):
-    """((data, receiver), peer address), or None when there is no datagram after all.
-
-    recvfrom(2) with MSG_DONTWAIT: poll(2) may announce a datagram that is then dropped for its
-    checksum, or that another process takes. Raises OSError as recvfrom(2) fails.
-    """
-    cdef _sys.sockaddr_storage storage
-    cdef _sys.socklen_t length = sizeof(storage)
-    cdef int descriptor = receiver.fileno()
-    cdef size_t size = max_packet_size
-    cdef char stack[STACK_BUFFER]
-    cdef char *buffer = stack
-    cdef Py_ssize_t received
-    cdef int error
-    memset(&storage, 0, sizeof(storage))
-    if size > STACK_BUFFER:
-        buffer = <char *> malloc(size)
-        if buffer == NULL:
-            raise MemoryError
-    try:
-        received = _sys.recvfrom(descriptor, buffer, size, _sys.MSG_DONTWAIT,
-                                 <_sys.sockaddr *> &storage, &length)
-        if received < 0:
-            error = _sys.errno
-            if error == _sys.EAGAIN or error == _sys.EINTR:
-                return None
-            fail(error)
-        data = PyBytes_FromStringAndSize(buffer, received)
-        return (data, receiver), _address(&storage, length)
-    finally:
-        if buffer != stack:
-            free(buffer)

@@ -98,15 +98,22 @@ class Connection(_Base):
         return super().sendfile(file, offset, count)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # multiprocessing pickles sockets of the exact class socket.socket, by a table that it
-        # has for its own pickler. Anybody else's pickling is refused, as that of any socket.
-        reduction: Any = sys.modules.get("multiprocessing.reduction")
-        if reduction is not None and Connection not in reduction.ForkingPickler._extra_reducers:
-            reduction.ForkingPickler.register(Connection, reduction._reduce_socket)
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.partition(".")[0] == "multiprocessing":
-                return reduction._reduce_socket(self)
-        return super().__reduce_ex__(protocol)
+        return reduce_as_socket(self, Connection) or super().__reduce_ex__(protocol)
+
+
+def reduce_as_socket(sock: socket.socket, cls: Any) -> Any:
+    """What ``multiprocessing`` is told of a socket of a class of ours; None to anybody else.
+
+    It pickles sockets of the exact class ``socket.socket``, by a table that it has for its own
+    pickler. Anybody else's pickling is refused, as that of any socket.
+    """
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    if reduction is not None and cls not in reduction.ForkingPickler._extra_reducers:
+        reduction.ForkingPickler.register(cls, reduction._reduce_socket)
+        caller = sys._getframe(2).f_globals.get("__name__", "")
+        if caller.partition(".")[0] == "multiprocessing":
+            return reduction._reduce_socket(sock)
+    return None
 
 
 _proto = _socket.socket.proto.__get__

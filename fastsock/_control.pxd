@@ -1,5 +1,6 @@
 from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
+from fastsock._inbox cimport Inbox
 
 
 cdef class Wakeup:
@@ -25,6 +26,7 @@ cdef class Defaults:
     cdef object service_actions
     cdef object fileno
     cdef object connection
+    cdef object datagram_socket
     cdef public object thread_request  # ThreadingMixIn.process_request
     cdef public object thread_target  # ThreadingMixIn.process_request_thread
     cdef object pair
@@ -32,6 +34,7 @@ cdef class Defaults:
 
 cdef class Control:
     cdef object _stop
+    cdef unsigned long stopped_by  # the thread that asked for it last
     cdef list wakeups  # of the loops that serve this server
     cdef nanoseconds paused_until  # 0: not paused
     cdef nanoseconds pause
@@ -49,7 +52,9 @@ cdef class Control:
     cdef int singly  # calls of handle_request() under way
     cdef object own_socket  # a weak reference to what this process has bound, or None
     cdef unsigned long forks  # as many as there had been by then
+    cdef object source  # the DatagramSocket from which a loop has received ahead, or None
     cdef readonly dict accept_errors
+    cdef readonly unsigned long long truncated  # datagrams
     cdef readonly unsigned long long start_failures
 
     cpdef int wake(self) except -1
@@ -61,6 +66,8 @@ cdef class Control:
     cdef int count(self, object number) except -1
     cdef void took_one(self) noexcept
     cdef void resume(self) noexcept
+    cdef bint has_datagrams(self, object server, Defaults defaults) except -1
+    cdef int end_batch(self) except -1
 
 
 cdef bint is_default(object method, object server, object function) noexcept
@@ -69,5 +76,6 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
                            object client_address) except -1
 cdef bint begins_natively(object server, Control control) except -1
 cdef bint accepts_natively(object server, Defaults defaults) except -1
+cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0
 cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
-                       Accepted *accepted, bint defer) except -1
+                       Accepted *accepted, bint defer, unsigned int most) except -1

@@ -21,11 +21,18 @@ from fastsock._accept cimport (
     accept_connection,
     accept_from,
     can_accept,
-    can_receive,
-    receive_datagram,
 )
 from fastsock._channel cimport end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._datagram cimport (
+    can_receive,
+    can_take,
+    inbox_of,
+    receive_datagram,
+    send_gathered,
+    take,
+)
+from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
 cdef enum:
@@ -129,14 +136,15 @@ cdef class Defaults:
 
     accept: the get_request of the stream servers; receive: that of the datagram servers; the
     others: the BaseServer's methods of these names, and the stream servers' for shutdown_request
-    and close_request. connection: the class of what is accepted. thread_request is
-    ThreadingMixIn.process_request, which is set later. pair: a Python function that unpacks what an
+    and close_request. connection: the class of what is accepted; datagram_socket: of what a
+    datagram server receives from. thread_request is ThreadingMixIn.process_request, which is set
+    later. pair: a Python function that unpacks what an
     overridden get_request returned, with Python's own error messages.
     """
 
     def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
                  handle_request_noblock, shutdown_request, close_request, service_actions,
-                 fileno, connection, pair):
+                 fileno, connection, datagram_socket, pair):
         self.accept = accept
         self.receive = receive
         self.verify_request = verify_request
@@ -148,6 +156,7 @@ cdef class Defaults:
         self.service_actions = service_actions
         self.fileno = fileno
         self.connection = connection
+        self.datagram_socket = datagram_socket
         self.pair = pair
 
 
@@ -170,6 +179,7 @@ cdef class Control:
     calls once, before it waits the next time.
     accept_errors: how often accept or receive failed, by errno.
     start_failures: how often a thread or a process for a request could not be started.
+    truncated: how many datagrams were longer than max_packet_size.
     """
 
     def __init__(self):
@@ -186,6 +196,7 @@ cdef class Control:
     @stop.setter
     def stop(self, value):
         self._stop = value
+        self.stopped_by = PyThread_get_thread_ident()
         if value:
             self.wake()
 
@@ -308,6 +319,49 @@ cdef class Control:
         self.paused_until = 0
 
 
+    cdef bint has_datagrams(self, object server, Defaults defaults) except -1:
+        """Whether a request can be taken of what was received ahead."""
+        cdef object source = self.source
+        if source is None:
+            return False
+        if (server.socket is source and self.held is None
+                and is_default(server.fileno, server, defaults.fileno)
+                and inbox_of(source).waiting()):
+            return self.paused_until == 0 or self.paused_until <= monotonic()
+        return False
+
+    cdef int end_batch(self) except -1:
+        """Send the replies that were held back."""
+        cdef object source = self.source
+        cdef Inbox inbox
+        if source is None:
+            return 0
+        inbox = inbox_of(source)
+        if not inbox.waiting():
+            self.source = None
+        inbox.gatherer = 0
+        if inbox.gathered:
+            send_gathered(source, inbox)
+        return 0
+
+
+cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0:
+    """How many datagrams may be received before the first of them is served.
+
+    Several only if nobody else waits for them: another process, loop or thread that serves the
+    same socket would be idle meanwhile, and a child process would serve them once more.
+    """
+    if (len(control.wakeups) != 1 or control.singly or not control.is_own(server.socket)
+            or inbox_of(server.socket).watched):
+        return 1
+    hook = server.process_request
+    if (is_default(hook, server, defaults.process_request)
+            or (is_default(hook, server, defaults.thread_request)
+                and type(server.max_threads) is not int)):
+        return BATCH
+    return 1
+
+
 cdef bint accepts_natively(object server, Defaults defaults) except -1:
     """Whether accept4() on the descriptor of its socket is all that get_request() would do."""
     return (is_default(server.get_request, server, defaults.accept)
@@ -315,19 +369,20 @@ cdef bint accepts_natively(object server, Defaults defaults) except -1:
 
 
 cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
-                       Accepted *accepted, bint defer) except -1:
+                       Accepted *accepted, bint defer, unsigned int most) except -1:
     """Take one request and run it through the hooks; false when there was none after all.
 
     polled: the caller has waited for the request, and waits again if there is none. If not, a
     get_request() that blocks, or times out, must be left to do so. accepted: what the caller has
     accepted already, or NULL. defer: the caller wakes the thread of the request, if it gets one,
-    with control.pool.flush().
+    with control.pool.flush(). most: 1, or 0: as many datagrams as may be received ahead are.
     """
     cdef Accepted own
     cdef int descriptor
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
+    cdef size_t length = 0
     try:
         get_request = None if accepted != NULL else server.get_request
         if accepted != NULL:
@@ -352,8 +407,14 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         elif polled and is_default(get_request, server, defaults.receive):
             source = server.socket
             size = server.max_packet_size
-            by_core = can_receive(source, size)
-            taken = receive_datagram(source, size) if by_core else get_request()
+            if type(source) is defaults.datagram_socket and can_take(source, size):
+                by_core = True
+                taken = take_datagram(server, control, defaults, source, size, most, &length)
+            elif can_receive(source, size):
+                by_core = True
+                taken = receive_datagram(source, size, &length)
+            else:
+                taken = get_request()
         else:
             taken = get_request()
         if by_core and taken is None:
@@ -368,6 +429,11 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     control.took_one()
 
     try:
+        if length > 0 and length > <size_t> len(request[0]):
+            control.truncated += 1
+            if not accepts_truncated(server, request, length, client_address):
+                server.shutdown_request(request)
+                return True
         hook = server.verify_request
         verified = (is_default(hook, server, defaults.verify_request)
                     or bool(hook(request, client_address)))
@@ -383,7 +449,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             _process(server, control, defaults, request, client_address)
         elif control.pool is not None and is_default(hook, server, defaults.thread_request):
             pool = <Pool> control.pool
-            pool.deferring = defer
+            # Not while more is to be dispatched before the loop's next poll.
+            pool.deferring = defer and (control.source is None
+                                        or not inbox_of(control.source).waiting())
             try:
                 if not begin_in_thread(server, control, defaults, request, client_address):
                     hook(request, client_address)
@@ -402,6 +470,26 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     if control.start_failures == failed_starts:
         control.resume()
     return True
+
+
+cdef object take_datagram(object server, Control control, Defaults defaults, object source,
+                          size_t size, unsigned int most, size_t *length):
+    cdef Inbox inbox = inbox_of(source)
+    if most == 0 and not inbox.waiting():
+        most = batch_size(server, control, defaults)
+    taken = take(source, inbox, size, most, length)
+    if most != 1 and inbox.waiting() and control.source is not source:
+        control.source = source
+        if (server.gather_replies
+                and is_default(server.process_request, server, defaults.process_request)):
+            inbox.gatherer = PyThread_get_thread_ident()
+    return taken
+
+
+cdef bint accepts_truncated(object server, object request, size_t length,
+                            object client_address) except -1:
+    hook = getattr(server, "handle_truncated", None)
+    return hook is None or bool(hook(request[0], length, client_address))
 
 
 cdef inline int _process(object server, Control control, Defaults defaults, object request,
@@ -487,4 +575,4 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
 
 def dispatch(server, Control control not None, Defaults defaults not None):
     """Handle one request of a readable server, as BaseServer._handle_request_noblock() does."""
-    dispatch_one(server, control, defaults, False, NULL, False)
+    dispatch_one(server, control, defaults, False, NULL, False, 1)

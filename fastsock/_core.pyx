@@ -7,6 +7,7 @@ import math
 import os
 
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
@@ -95,6 +96,7 @@ cdef class _Entry:
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
     cdef bint watch_muted  # left to the next service_actions()
     cdef object holding  # what is polled in the listener's place, or None
+    cdef bint left_over  # datagrams that a loop before has received and not served
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
@@ -228,6 +230,7 @@ cdef class Loop:
         cdef _Entry entry = self.entries.pop(index)
         try:
             self.flush(entry)
+            entry.control.end_batch()
             if self.leadership is not None:
                 try:
                     self.leadership.retire()
@@ -295,6 +298,9 @@ cdef class Loop:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
+            entry.left_over = entry.control.has_datagrams(entry.server, self.defaults)
+            if entry.left_over:
+                until = now
             slot.fd = descriptor  # poll(2) skips a negative one
             slot += 1
             slot.events = _sys.POLLIN
@@ -387,6 +393,8 @@ cdef class Loop:
             if not self.has_accepted and entry.stopping():
                 continue
             events = self.polled[index].revents
+            if entry.left_over and events == 0:
+                events = _sys.POLLIN
             took = False
             # Not by what is held now: another thread may have let go since the poll.
             holding = entry.holding if entry.holding is not None else control.held
@@ -409,10 +417,30 @@ cdef class Loop:
             if took or (entry.actions_at != NEVER and monotonic() >= entry.actions_at):
                 entry.watch_muted = False
                 entry.server.service_actions()
+                if control.source is not None:
+                    self.drain(entry)
                 if self.interval != NEVER:
                     entry.actions_at = monotonic() + self.interval
             elif self.polled[index + 1].revents:
                 entry.watch_muted = not control.on_watched(entry.server)
+        return 0
+
+    cdef int drain(self, _Entry entry) except -1:
+        """Serve what was received along with the request before.
+
+        A stop that was asked for in this thread, by a handler say, comes before the next
+        request, as ever. Who asks for it in another thread cannot know which that is: what was
+        received is served.
+        """
+        while (entry.control.has_datagrams(entry.server, self.defaults)
+               and not (entry.stopping()
+                        and (entry.own_flag
+                             or entry.control.stopped_by == PyThread_get_thread_ident()))):
+            PyErr_CheckSignals()
+            if not self.dispatch(entry):
+                break
+            entry.server.service_actions()
+        entry.control.end_batch()
         return 0
 
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
@@ -441,7 +469,8 @@ cdef class Loop:
                                 self.defaults.service_actions)
                  and is_default(entry.server.fileno, entry.server, self.defaults.fileno))
         self.has_accepted = False
-        if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer):
+        if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
+                            0 if self.wait is None else 1):
             return False
         if defer and entry.control.pool is not None:
             now = monotonic()
@@ -510,7 +539,9 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
             until = sooner(until, control.paused_until)
         milliseconds = _poll_timeout(until)
         slot.revents = 0
-        if wait is not None:
+        if control.has_datagrams(server, defaults):
+            ready = 1  # a loop has received them
+        elif wait is not None:
             ready = len(wait([slot.fd] if slot.fd >= 0 else [], milliseconds))
         else:
             with nogil:
@@ -524,7 +555,7 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
             noblock = server._handle_request_noblock
             if not is_default(noblock, server, defaults.handle_request_noblock):
                 return True, noblock()
-            if dispatch_one(server, control, defaults, True, NULL, False):
+            if dispatch_one(server, control, defaults, True, NULL, False, 1):
                 if control.pool is not None:
                     (<Pool> control.pool).await_begun()
                 return True, None

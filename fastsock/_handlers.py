@@ -7,6 +7,8 @@ from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BytesIO
 from socket import socket as _socket
 
 from fastsock._connection import Connection
+from fastsock._datagram import reply
+from fastsock._datagram_socket import DatagramSocket
 from fastsock._reader import Reader
 from fastsock._types import (
     TYPE_CHECKING,
@@ -155,7 +157,11 @@ class DatagramRequestHandler(BaseRequestHandler):
         socket: the server's socket.
         rfile: an ``io.BytesIO`` of the packet.
         wfile: an ``io.BytesIO`` that takes the reply.
+        reply_if_empty: answer with an empty datagram if nothing was written; if false, not at
+            all. (Not in the standard library.)
     """
+
+    reply_if_empty: bool = True
 
     packet: bytes
     socket: _socket
@@ -169,5 +175,14 @@ class DatagramRequestHandler(BaseRequestHandler):
         self.wfile = BytesIO()
 
     def finish(self) -> None:
-        """Send what is in wfile. Raises OSError or TypeError as ``socket.sendto()`` does."""
-        self.socket.sendto(self.wfile.getvalue(), self.client_address)  # type: ignore[attr-defined]
+        """Send what is in wfile. Raises OSError or TypeError as ``socket.sendto()`` does.
+
+        If the server gathers replies, what fails when they are sent goes to ``handle_error()``.
+        """
+        data = self.wfile.getvalue()  # type: ignore[attr-defined]
+        if not data and not self.reply_if_empty:
+            return
+        if type(self.socket) is DatagramSocket:
+            reply(self.socket, data, self.request, self.client_address, self.server)
+        else:
+            self.socket.sendto(data, self.client_address)

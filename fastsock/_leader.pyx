@@ -314,7 +314,7 @@ cdef class Leadership(Feeder):
         reset_hooks()  # not to be met by code of the loop's
         pool.feeding = worker
         try:
-            dispatch_one(self.server, self.control, self.defaults, True, accepted, False)
+            dispatch_one(self.server, self.control, self.defaults, True, accepted, False, 1)
         finally:
             pool.feeding = None
             if worker.thread is None:

@@ -22,6 +22,12 @@ from fastsock._accept import unpatched
 from fastsock._channel import adopt
 from fastsock._connection import GENUINE, Connection
 from fastsock._control import Control, Defaults, dispatch
+from fastsock._datagram_socket import (
+    DatagramCounts,
+    DatagramSocket,
+    counts_of,
+    make_socket,
+)
 from fastsock._handlers import BaseRequestHandler
 from fastsock._types import (
     TYPE_CHECKING,
@@ -297,7 +303,7 @@ class TCPServer(BaseServer):
             OSError, TypeError: as ``socket.bind()`` does; the socket is closed again.
         """
         BaseServer.__init__(self, server_address, RequestHandlerClass)
-        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.socket = _socket_for(self)
         if bind_and_activate:
             try:
                 self.server_bind()
@@ -389,16 +395,39 @@ class TCPServer(BaseServer):
 class UDPServer(TCPServer):
     """A server on a datagram socket; a request is (data, socket).
 
-    (Documented: ``socketserver.UDPServer``.)
+    While ``serve_forever()`` runs, up to 32 datagrams that are there are received with one call,
+    and served one after another. (Documented: ``socketserver.UDPServer``.)
+
+    Hooks besides those of TCPServer: ``handle_truncated()``.
 
     Attributes:
+        socket: a ``DatagramSocket``; its recv methods return the next datagram, wherever it is.
         max_packet_size: the largest datagram, in bytes; what is longer is cut off.
+        receive_buffer_size: SO_RCVBUF (socket(7)), in bytes, set before binding; None: the
+            system's default. (This and the following are not in the standard library.)
+        gather_replies: hold the replies of DatagramRequestHandlers back while datagrams that
+            were received together are served, and send them with one call; for handlers that
+            do not wait for anything.
     """
 
     socket_type: int = socket.SOCK_DGRAM
     allow_reuse_address: bool = False
     allow_reuse_port: bool = False
     max_packet_size: ClassVar[int] = 8192
+    receive_buffer_size: int | None = None
+    gather_replies: bool = False
+
+    def server_bind(self) -> None:
+        """Set receive_buffer_size; for the rest as ``TCPServer.server_bind()``.
+
+        Raises:
+            OSError: as bind(2); the address is its ``filename``.
+        """
+        if self.receive_buffer_size is not None:
+            self.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_size
+            )
+        super().server_bind()
 
     def get_request(self) -> tuple[tuple[bytes, _socket], RetAddress]:  # type: ignore[override]
         """Receive a datagram: return ((data, socket), client_address). May be overridden.
@@ -410,6 +439,28 @@ class UDPServer(TCPServer):
         """
         data, client_address = self.socket.recvfrom(self.max_packet_size)
         return (data, self.socket), client_address
+
+    def handle_truncated(
+        self, data: bytes, full_length: int, client_address: RetAddress
+    ) -> bool:
+        """Return whether to serve a datagram that was longer than max_packet_size.
+
+        Called before ``verify_request()``; if not, the request is shut down. May be overridden.
+        (Not in the standard library, which serves it.)
+
+        Args:
+            data: its first max_packet_size bytes.
+            full_length: how many bytes it had.
+        """
+        return True
+
+    def datagram_counts(self) -> DatagramCounts:
+        """How many datagrams were cut, and how many were lost here.
+
+        Raises:
+            OSError: the socket is closed, or the kernel has no SO_MEMINFO (Linux 4.12).
+        """
+        return counts_of(self.socket, _control_of(self).truncated)
 
     def server_activate(self) -> None:
         """Nothing to do: a datagram socket does not listen."""
@@ -452,6 +503,12 @@ class UnixDatagramServer(UDPServer):
             RequestHandlerClass: Callable[[Any, RetAddress, Self], BaseRequestHandler],
             bind_and_activate: bool = True,
         ) -> None: ...
+
+
+def _socket_for(server: Any) -> _socket:
+    if isinstance(server, UDPServer) and server.socket_type == socket.SOCK_DGRAM:
+        return make_socket(server.address_family)
+    return socket.socket(server.address_family, server.socket_type)
 
 
 def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> None:
@@ -542,5 +599,6 @@ _DEFAULTS = Defaults(
     service_actions=BaseServer.service_actions,
     fileno=TCPServer.fileno,
     connection=Connection,
+    datagram_socket=DatagramSocket,
     pair=_pair,
 )

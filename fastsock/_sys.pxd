@@ -14,7 +14,9 @@ cdef extern from "<errno.h>" nogil:
         ENFILE
         ENOBUFS
         ENOMEM
+        ENOSYS
         ENOTSOCK
+        EPERM
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -54,6 +56,19 @@ cdef extern from "<sys/ioctl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int fd, int operation, ...)
+    enum:
+        FD_CLOEXEC
+        F_DUPFD
+        F_DUPFD_CLOEXEC
+        F_SETFD
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     ctypedef unsigned short sa_family_t
@@ -67,14 +82,48 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recvfrom(int fd, void *buffer, size_t size, int flags,
                      sockaddr *address, socklen_t *length)
+    int getsockname(int fd, sockaddr *address, socklen_t *length)
+    ssize_t sendto(int fd, const void *data, size_t size, int flags,
+                   const sockaddr *address, socklen_t length)
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *item)
+    unsigned char *CMSG_DATA(cmsghdr *item)
+    size_t CMSG_LEN(size_t size)
+    size_t CMSG_SPACE(size_t size)
     enum:
         AF_INET
         AF_INET6
         AF_UNIX
+        MSG_CMSG_CLOEXEC
+        MSG_CTRUNC
         MSG_DONTWAIT
+        MSG_ERRQUEUE
         MSG_NOSIGNAL
+        MSG_OOB
+        MSG_PEEK
+        MSG_TRUNC
+        SCM_RIGHTS
         SHUT_WR
         SOCK_CLOEXEC
+        SOL_SOCKET
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

@@ -28,7 +28,9 @@ NATIVE: dict[str, set[str]] = {
     "_writer": {"_channel", "_stream"},
     "_accept": {"_sys", "_genuine", "_channel"},
     "_worker": {"_turn", "_genuine"},
-    "_control": {"_sys", "_clock", "_channel", "_accept", "_worker"},
+    "_inbox": {"_sys", "_channel", "_accept"},
+    "_datagram": {"_sys", "_turn", "_genuine", "_channel", "_accept", "_inbox"},
+    "_control": {"_sys", "_clock", "_channel", "_accept", "_worker", "_inbox", "_datagram"},
     "_leader": {"_sys", "_clock", "_turn", "_accept", "_worker", "_control"},
     "_core": {"_sys", "_clock", "_channel", "_accept", "_worker", "_control", "_leader"},
 }
@@ -39,7 +41,15 @@ LAYERS: dict[str, set[str]] = {
     "_connection": {"_accept", "_channel", "_types"},
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
-    "_handlers": {"_types", "_reader", "_writer", "_connection"},
+    "_datagram_socket": {"_connection", "_datagram", "_types"},
+    "_handlers": {
+        "_types",
+        "_reader",
+        "_writer",
+        "_connection",
+        "_datagram",
+        "_datagram_socket",
+    },
     "_servers": {
         "_core",
         "_control",
@@ -48,6 +58,7 @@ LAYERS: dict[str, set[str]] = {
         "_plain",
         "_types",
         "_connection",
+        "_datagram_socket",
         "_handlers",
     },
     "_mixins": {
@@ -66,6 +77,7 @@ LAYERS: dict[str, set[str]] = {
     "__init__": {
         "_native",
         "_connection",
+        "_datagram_socket",
         "_plain",
         "_types",
         "_handlers",

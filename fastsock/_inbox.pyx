@@ -1,0 +1,343 @@
+"""What was received from a datagram socket ahead of its being asked for.
+
+recvmmsg(2) brings up to BATCH datagrams with one call. They wait here, whole and with their
+addresses and ancillary data, until they are dispatched or received by a handler.
+
+Threads: all under the GIL. Nothing here gives it up: no call of this module waits.
+"""
+
+import os
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+
+from fastsock cimport _sys
+from fastsock._accept cimport peer_address
+from fastsock._channel cimport fail
+
+cdef enum:
+    KNOWN = 256  # addresses; a power of two
+    PLACES = 1024
+    # The largest datagram that can come: of IP, and of a Unix socket at the usual
+    # net.core.wmem_max. Pages that no datagram reaches are never touched.
+    INET_ROOM = 1 << 16
+    UNIX_ROOM = 1 << 18
+    # From one datagram to the next, so that their beginnings do not fall into the same cache set.
+    COLOUR = 5 * 64
+    CONTROL = 1088  # bytes of ancillary data: 253 descriptors, the most that there can be
+
+# Where a seccomp filter, or the kernel, refuses recvmmsg(2): datagrams come one by one.
+cdef bint _refused = False
+
+# Counts the forks that led to this process. What had been received is the parent's to serve.
+cdef unsigned long _generation = 0
+
+
+def _after_fork_in_child():
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+cdef class AddressBook:
+    """Addresses of peers that have been seen lately, in both forms.
+
+    Two tables in which a newer entry takes the place of an older one: by the bytes of the
+    sockaddr, and by the identity of the Python address that was made of it. What isn't found is
+    made, or resolved, anew.
+    """
+
+    def __cinit__(self):
+        self.known = <Known *> calloc(KNOWN, sizeof(Known))
+        self.places = <unsigned short *> calloc(PLACES, sizeof(unsigned short))
+        if self.known == NULL or self.places == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef int index
+        if self.known != NULL:
+            for index in range(KNOWN):
+                if self.known[index].address != NULL:
+                    Py_DECREF(<object> self.known[index].address)
+        free(self.known)
+        free(self.places)
+
+    cdef object name(self, _sys.sockaddr_storage *raw, _sys.socklen_t length):
+        """The Python form of an address."""
+        cdef const unsigned char *octets = <const unsigned char *> raw
+        cdef unsigned int mixed = 2166136261u  # FNV-1a
+        cdef _sys.socklen_t index
+        cdef Known *entry
+        cdef void *former
+        for index in range(length):
+            mixed = (mixed ^ octets[index]) * 16777619u
+        mixed ^= mixed >> 15
+        entry = &self.known[mixed & (KNOWN - 1)]
+        if (entry.address != NULL and entry.length == length
+                and memcmp(&entry.raw, raw, length) == 0):
+            return <object> entry.address
+        made = peer_address(raw, length)
+        former = entry.address
+        memcpy(&entry.raw, raw, length)
+        entry.length = length
+        Py_INCREF(made)
+        entry.address = <void *> made
+        self.places[_place(made)] = mixed & (KNOWN - 1)
+        if former != NULL:
+            Py_DECREF(<object> former)
+        return made
+
+    cdef Known *find(self, object address) noexcept:
+        """Where to send to, if this very object came out of name() lately; or NULL."""
+        cdef Known *entry = &self.known[self.places[_place(address)]]
+        # The entry holds a reference, so no other object can have this identity.
+        return entry if entry.address == <void *> address else NULL
+
+
+cdef inline size_t _place(object address) noexcept:
+    cdef size_t number = <size_t> <void *> address
+    return (number >> 4 ^ number >> 14) & (PLACES - 1)
+
+
+cdef class Inbox:
+    """The datagrams of one socket that wait."""
+
+    def __cinit__(self):
+        self.generation = _generation
+        self.gathered = []
+
+    def __dealloc__(self):
+        self.abandon()
+        self.free_memory()
+
+    cdef void free_memory(self) noexcept:
+        free(self.memory)
+        free(self.headers)
+        free(self.pieces)
+        free(self.names)
+        free(self.controls)
+        self.memory = self.controls = NULL
+        self.headers = NULL
+        self.pieces = NULL
+        self.names = NULL
+        self.room = self.capacity = 0
+
+    cdef unsigned int waiting(self) except? 0:
+        """How many wait."""
+        if self.generation != _generation:
+            self.abandon()
+            self.gathered = []
+            self.gatherer = 0
+            self.generation = _generation
+        return self.end - self.begin
+
+    cdef int make_room(self, int family, size_t size) except -1:
+        """Room for datagrams of this size at least."""
+        cdef size_t room = UNIX_ROOM if family == _sys.AF_UNIX else INET_ROOM
+        cdef unsigned int index, capacity = BATCH
+        if size > room:
+            room = size
+            capacity = 1  # a program that wants megabytes gets them one by one
+        if room == self.room:
+            return 0
+        self.free_memory()
+        if self.book is None:
+            self.book = AddressBook()
+        # What no datagram reaches of this stays without pages.
+        self.memory = <char *> malloc(capacity * (room + COLOUR))
+        self.headers = <_sys.mmsghdr *> calloc(capacity, sizeof(_sys.mmsghdr))
+        self.pieces = <_sys.iovec *> calloc(capacity, sizeof(_sys.iovec))
+        self.names = <_sys.sockaddr_storage *> calloc(capacity, sizeof(_sys.sockaddr_storage))
+        self.controls = <char *> calloc(capacity, CONTROL)
+        if (self.memory == NULL or self.headers == NULL or self.pieces == NULL
+                or self.names == NULL or self.controls == NULL):
+            self.free_memory()
+            raise MemoryError
+        self.room = room
+        self.capacity = capacity
+        for index in range(capacity):
+            self.pieces[index].iov_base = self.memory + index * (room + COLOUR)
+            self.pieces[index].iov_len = room
+            self.headers[index].msg_hdr.msg_iov = &self.pieces[index]
+            self.headers[index].msg_hdr.msg_iovlen = 1
+            self.headers[index].msg_hdr.msg_name = &self.names[index]
+            self.headers[index].msg_hdr.msg_control = self.controls + index * CONTROL
+        return 0
+
+    cdef int fill(self, int descriptor, size_t size, unsigned int most) except -1:
+        """Receive up to ``most`` datagrams that are there; return how many came.
+
+        size: what the program takes of each; more is kept of a larger one, for a handler that
+        receives the next by itself. Raises OSError as recvmsg(2) fails. Only for an empty inbox.
+        """
+        global _refused
+        cdef _sys.sockaddr_storage own
+        cdef unsigned int index
+        cdef int count = 0
+        cdef int error
+        # poll(2) may have announced a datagram that is then dropped for its checksum.
+        cdef int flags = _sys.MSG_DONTWAIT | _sys.MSG_TRUNC | _sys.MSG_CMSG_CLOEXEC
+        if self.room < size or self.room == 0:
+            own = _name_of(descriptor)
+            self.make_room(own.ss_family, size)
+        most = min(most, self.capacity)
+        for index in range(most):
+            self.headers[index].msg_hdr.msg_namelen = sizeof(_sys.sockaddr_storage)
+            self.headers[index].msg_hdr.msg_controllen = CONTROL
+            self.headers[index].msg_hdr.msg_flags = 0
+        if most > 1 and not _refused:
+            count = _sys.recvmmsg(descriptor, self.headers, most, flags, NULL)
+            if count < 0:
+                error = _sys.errno
+                if error == _sys.ENOSYS or error == _sys.EPERM:
+                    count = self.one_by_one(descriptor, most, flags)
+                    _refused = True
+                elif error == _sys.EAGAIN or error == _sys.EINTR:
+                    return 0
+                else:
+                    fail(error)
+        else:
+            count = self.one_by_one(descriptor, most, flags)
+        for index in range(<unsigned int> count):
+            # A path of the greatest length comes without its end.
+            if self.headers[index].msg_hdr.msg_namelen < sizeof(_sys.sockaddr_storage):
+                (<char *> &self.names[index])[self.headers[index].msg_hdr.msg_namelen] = 0
+        self.begin = 0
+        self.end = count
+        self.generation = _generation
+        return count
+
+    cdef int one_by_one(self, int descriptor, unsigned int most, int flags) except -1:
+        """As recvmmsg(2), which stops at the first that fails."""
+        cdef unsigned int index
+        cdef Py_ssize_t size
+        cdef int error
+        for index in range(most):
+            size = _sys.recvmsg(descriptor, &self.headers[index].msg_hdr, flags)
+            if size < 0:
+                error = _sys.errno
+                if index or error == _sys.EAGAIN or error == _sys.EINTR:
+                    return index
+                fail(error)
+            self.headers[index].msg_len = size
+        return most
+
+    # Of the first that waits:
+
+    cdef size_t length(self) noexcept:
+        """Its whole length, in bytes."""
+        return self.headers[self.begin].msg_len
+
+    cdef object data(self, size_t most):
+        cdef size_t size = min(min(self.length(), self.room), most)
+        return PyBytes_FromStringAndSize(<char *> self.pieces[self.begin].iov_base, size)
+
+    cdef object address(self):
+        cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
+        if message.msg_namelen == 0:  # of an unnamed Unix socket
+            return None
+        return self.book.name(&self.names[self.begin], message.msg_namelen)
+
+    cdef size_t copy(self, void *buffer, size_t size) noexcept:
+        """Copy up to size bytes; return how many."""
+        size = min(min(self.length(), self.room), size)
+        memcpy(buffer, self.pieces[self.begin].iov_base, size)
+        return size
+
+    cdef list ancillary(self, size_t most, int flags, int *cut):
+        """[(level, type, data)], as recvmsg(2) with a buffer of ``most`` bytes would bring it.
+
+        flags: those of the call. cut: gets MSG_CTRUNC if something did not fit. Descriptors are
+        the caller's from here on, or copies of them with MSG_PEEK.
+        """
+        cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
+        cdef _sys.cmsghdr *item
+        cdef size_t size, header = _sys.CMSG_LEN(0)
+        cdef bint passes_descriptors
+        cdef list found = []
+        cut[0] = message.msg_flags & _sys.MSG_CTRUNC
+        if message.msg_controllen == 0:
+            return found
+        item = _sys.CMSG_FIRSTHDR(message)
+        while item != NULL:
+            passes_descriptors = (item.cmsg_level == _sys.SOL_SOCKET
+                                  and item.cmsg_type == _sys.SCM_RIGHTS)
+            size = item.cmsg_len - header
+            if header + size > most:
+                cut[0] = _sys.MSG_CTRUNC
+                size = most - header if most > header else 0
+                if passes_descriptors:
+                    size -= size % sizeof(int)
+                if size == 0:
+                    break
+            if passes_descriptors:
+                data = _hand_out(<int *> _sys.CMSG_DATA(item), size // sizeof(int),
+                                 item.cmsg_len - header, flags)
+                if not flags & _sys.MSG_PEEK:
+                    item.cmsg_type = 0  # no descriptors to be closed any more
+                found.append((_sys.SOL_SOCKET, _sys.SCM_RIGHTS, data))
+            else:
+                data = PyBytes_FromStringAndSize(<char *> _sys.CMSG_DATA(item), size)
+                found.append((item.cmsg_level, item.cmsg_type, data))
+            most -= min(most, _sys.CMSG_SPACE(size))
+            item = _sys.CMSG_NXTHDR(message, item)
+        return found
+
+    cdef int drop(self) noexcept:
+        """It is received: the next one is the first. Descriptors that nobody took are closed."""
+        cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
+        if message.msg_controllen:
+            _close_all(message)
+        self.begin += 1
+        return 0
+
+    cdef int abandon(self) noexcept:
+        """All are dropped."""
+        while self.begin != self.end:
+            self.drop()
+        return 0
+
+
+cdef _sys.sockaddr_storage _name_of(int descriptor) noexcept:
+    cdef _sys.sockaddr_storage name
+    cdef _sys.socklen_t length = sizeof(name)
+    name.ss_family = 0
+    _sys.getsockname(descriptor, <_sys.sockaddr *> &name, &length)
+    return name
+
+
+cdef object _hand_out(const int *descriptors, size_t count, size_t size, int flags):
+    """The bytes of ``count`` descriptors that were received with FD_CLOEXEC; others are closed."""
+    cdef size_t index, all_of_them = size // sizeof(int)
+    cdef int copied
+    cdef bytearray handed_out = bytearray()
+    cdef bint closing = flags & _sys.MSG_CMSG_CLOEXEC
+    for index in range(all_of_them):
+        copied = descriptors[index]
+        if flags & _sys.MSG_PEEK:
+            if index >= count:
+                break
+            copied = _sys.fcntl(copied, _sys.F_DUPFD_CLOEXEC if closing else _sys.F_DUPFD, 0)
+            if copied < 0:
+                break
+        elif index >= count:
+            _sys.close(copied)
+            continue
+        elif not closing:
+            _sys.fcntl(copied, _sys.F_SETFD, 0)  # as recvmsg(2) leaves it
+        handed_out += (<char *> &copied)[:sizeof(int)]
+    return bytes(handed_out)
+
+
+cdef void _close_all(_sys.msghdr *message) noexcept:
+    cdef _sys.cmsghdr *item = _sys.CMSG_FIRSTHDR(message)
+    cdef size_t index
+    while item != NULL:
+        if item.cmsg_level == _sys.SOL_SOCKET and item.cmsg_type == _sys.SCM_RIGHTS:
+            for index in range((item.cmsg_len - _sys.CMSG_LEN(0)) // sizeof(int)):
+                _sys.close((<int *> _sys.CMSG_DATA(item))[index])
+        item = _sys.CMSG_NXTHDR(message, item)
