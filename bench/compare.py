@@ -4,6 +4,7 @@
 
 Needs gcc. Prints medians with their spread, and ratios that were formed within a round, so that a
 machine which changes its speed changes it for all. The load comes from one thread in C.
+"C batched" is the C server that takes and answers up to 32 datagrams per system call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+C_SERVERS = ("C", "C batched")
 
 
 class Scenario(NamedTuple):
@@ -33,9 +35,12 @@ class Scenario(NamedTuple):
     load: tuple[str, ...]  # kind, connections, payload in bytes, depth
     what: str
     unix: bool = False
+    batched: str = ""  # what of the C server does it with several datagrams per system call
+    ours_only: bool = False  # the standard library has nothing of the kind
 
 
 ONCE = ("once", "16", "11")
+DATAGRAMS = ("datagrams", "50", "64", "8")
 SCENARIOS = {
     "once": Scenario(
         "sync-once", "once", ONCE, "TCP, a connection per request, sync, 16 at a time, 11 bytes"
@@ -60,6 +65,55 @@ SCENARIOS = {
     ),
     "httpclose": Scenario(
         "http-close", "", ("httpclose", "16"), "ThreadingHTTPServer, a connection per request, 16"
+    ),
+    "udp": Scenario(
+        "udp-reply",
+        "udp",
+        DATAGRAMS,
+        "UDP echo, wfile, 50 sockets, 8 under way on each, 64 bytes",
+        batched="udpbatch",
+    ),
+    "udpgathered": Scenario(
+        "udp-gathered",
+        "udp",
+        DATAGRAMS,
+        "the same, gather_replies",
+        batched="udpbatch",
+        ours_only=True,
+    ),
+    "udpsendto": Scenario(
+        "udp-sendto", "udp", DATAGRAMS, "the same, sendto() in the handler", batched="udpbatch"
+    ),
+    "unixdgram": Scenario(
+        "unixdgram-reply",
+        "udp",
+        DATAGRAMS,
+        "the same over Unix sockets, wfile",
+        unix=True,
+        batched="udpbatch",
+    ),
+    "unixdgramgathered": Scenario(
+        "unixdgram-gathered",
+        "udp",
+        DATAGRAMS,
+        "the same over Unix sockets, gather_replies",
+        unix=True,
+        batched="udpbatch",
+        ours_only=True,
+    ),
+    "udpthreads": Scenario(
+        "udpthreads-reply",
+        "udp",
+        DATAGRAMS,
+        "the same over UDP, ThreadingUDPServer",
+        batched="udpbatch",
+    ),
+    "udplone": Scenario(
+        "udp-reply",
+        "udp",
+        ("datagrams", "1", "64", "1"),
+        "UDP echo, wfile, one datagram at a time: p50",
+        batched="udpbatch",
     ),
     "open": Scenario(
         "threads-lines", "", ("open", "9050"), "opening 9,050 connections: seconds; KB for each"
@@ -99,7 +153,7 @@ def compile_reference(into: Path) -> None:
     compiler = os.environ.get("CC", "gcc")
     if shutil.which(compiler) is None:
         raise SystemExit("compare.py: the load and the reference server need a C compiler")
-    for name in ("server", "load"):
+    for name in ("server", "load", "datagrams"):
         source = HERE / "reference" / f"{name}.c"
         subprocess.run([compiler, "-O2", "-Wall", "-o", into / name, source], check=True)
 
@@ -137,8 +191,9 @@ def reply_size(where: str) -> str:
 def measure(name: str, server: str, options: argparse.Namespace, work: Path) -> Figures:
     scenario = SCENARIOS[name]
     where = str(work / f"socket-{time.monotonic_ns()}") if scenario.unix else "127.0.0.1"
-    if server == "C":
-        command = [str(work / "server"), scenario.reference, where]
+    if server in C_SERVERS:
+        what = scenario.reference if server == "C" else scenario.batched
+        command = [str(work / "server"), what, where]
     else:
         program = [options.python, str(HERE / "serve.py")]
         command = [*program, server, scenario.server, where, str(options.backlog)]
@@ -147,8 +202,9 @@ def measure(name: str, server: str, options: argparse.Namespace, work: Path) -> 
         address = where if scenario.unix else f"{where}:{port}"
         kind, connections, *rest = scenario.load
         payload = reply_size(address) if kind.startswith("http") else (rest or ["0"])[0]
-        command = [str(work / "load"), kind, address, connections, payload, str(options.seconds)]
-        command += rest[1:]
+        program = ["datagrams"] if kind == "datagrams" else ["load", kind]
+        command = [str(work / program[0]), *program[1:], address, connections, payload]
+        command += [str(options.seconds), *rest[1:]]
         memory = rss(process.pid)
         with subprocess.Popen(
             command,
@@ -177,6 +233,12 @@ def measure(name: str, server: str, options: argparse.Namespace, work: Path) -> 
         int(line[2]),
         int(line[5]),
     )
+
+
+def takes_part(server: str, scenario: Scenario) -> bool:
+    if server in C_SERVERS:
+        return bool(scenario.reference if server == "C" else scenario.batched)
+    return server == "fastsock" or not scenario.ours_only
 
 
 def spread(values: list[float]) -> str:
@@ -214,7 +276,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--backlog", type=int, default=4096, help="0: as it comes")
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--only", default="C,socketserver,fastsock")
+    parser.add_argument("--only", default="C,C batched,socketserver,fastsock")
     parser.add_argument("scenario", nargs="*", default=list(SCENARIOS))
     options = parser.parse_args()
     print(
@@ -227,9 +289,8 @@ def main() -> None:
         work = Path(directory)
         compile_reference(work)
         for name in options.scenario:
-            servers = options.only.split(",")
-            if not SCENARIOS[name].reference:
-                servers = [server for server in servers if server != "C"]
+            scenario = SCENARIOS[name]
+            servers = [one for one in options.only.split(",") if takes_part(one, scenario)]
             taken: dict[str, list[Figures]] = {server: [] for server in servers}
             for _ in range(options.rounds):
                 for server in servers:

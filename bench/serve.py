@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import resource
+import socket
 import sys
 from typing import Any
 
 BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less
+SO_RCVBUFFORCE = 33  # beyond net.core.rmem_max, for those with CAP_NET_ADMIN
 
 
 def build(implementation: str, scenario: str, backlog: int) -> Any:
@@ -25,6 +27,16 @@ def build(implementation: str, scenario: str, backlog: int) -> Any:
             for line in self.rfile:
                 self.wfile.write(line)
 
+    class Reply(ss.DatagramRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            self.wfile.write(self.packet)
+
+    class SendTo(ss.BaseRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            data, sock = self.request
+            sock.sendto(data, self.client_address)
+
+    attributes: dict[str, Any] = {}
     if scenario.startswith("http"):
         if implementation == "fastsock":
             ss.install()
@@ -55,15 +67,33 @@ def build(implementation: str, scenario: str, backlog: int) -> Any:
                 "unix": "UnixStreamServer",
                 "threads": "ThreadingTCPServer",
                 "forks": "ForkingTCPServer",
+                "udp": "UDPServer",
+                "unixdgram": "UnixDatagramServer",
+                "udpthreads": "ThreadingUDPServer",
             }[kind],
         )
-        handler = Once if what == "once" else Lines
-    attributes: dict[str, Any] = (
-        {"daemon_threads": True} if issubclass(base, ss.ThreadingMixIn) else {}
-    )
+        handler = {
+            "once": Once,
+            "lines": Lines,
+            "reply": Reply,
+            "gathered": Reply,
+            "sendto": SendTo,
+        }[what]
+        if what == "gathered":
+            attributes["gather_replies"] = True
+    if issubclass(base, ss.ThreadingMixIn):
+        attributes["daemon_threads"] = True
     if backlog:
         attributes["request_queue_size"] = backlog
     return type("Server", (base,), attributes), handler
+
+
+def enlarge(sock: socket.socket) -> None:
+    """Room for what all clients of a datagram server have under way."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
 
 def main() -> None:
@@ -73,6 +103,8 @@ def main() -> None:
     server_class, handler = build(implementation, scenario, int(backlog))
     address = where if where.startswith("/") else (where, 0)
     with server_class(address, handler) as server:
+        if server.socket_type == socket.SOCK_DGRAM:
+            enlarge(server.socket)
         print(0 if where.startswith("/") else server.server_address[1], flush=True)
         server.serve_forever()
 

@@ -1,6 +1,6 @@
 from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
-from fastsock._inbox cimport Inbox
+from fastsock._hooks cimport Defaults
 
 
 cdef class Wakeup:
@@ -12,24 +12,6 @@ cdef class Wakeup:
     cdef void wake(self) noexcept
     cdef void clear(self) noexcept
     cdef void close(self) noexcept
-
-
-cdef class Defaults:
-    cdef object accept
-    cdef object receive
-    cdef object verify_request
-    cdef object process_request
-    cdef object finish_request
-    cdef object handle_request_noblock
-    cdef object shutdown_request
-    cdef object close_request
-    cdef object service_actions
-    cdef object fileno
-    cdef object connection
-    cdef object datagram_socket
-    cdef public object thread_request  # ThreadingMixIn.process_request
-    cdef public object thread_target  # ThreadingMixIn.process_request_thread
-    cdef object pair
 
 
 cdef class Control:
@@ -70,7 +52,6 @@ cdef class Control:
     cdef int end_batch(self) except -1
 
 
-cdef bint is_default(object method, object server, object function) noexcept
 cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1
 cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
                            object client_address) except -1

@@ -1,31 +1,12 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from fastsock._hooks import Defaults
+
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 class Wakeup: ...
-
-class Defaults:
-    thread_request: Callable[..., Any]
-    thread_target: Callable[..., Any]
-    def __init__(
-        self,
-        *,
-        accept: Callable[..., Any],
-        receive: Callable[..., Any],
-        verify_request: Callable[..., Any],
-        process_request: Callable[..., Any],
-        finish_request: Callable[..., Any],
-        handle_request_noblock: Callable[..., Any],
-        shutdown_request: Callable[..., Any],
-        close_request: Callable[..., Any],
-        service_actions: Callable[..., Any],
-        fileno: Callable[..., Any],
-        connection: type,
-        datagram_socket: type,
-        pair: Callable[[Any], tuple[Any, Any]],
-    ) -> None: ...
 
 class Control:
     stop: Any

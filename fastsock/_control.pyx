@@ -11,9 +11,7 @@ import os
 import sys
 import weakref
 
-from cpython.method cimport PyMethod_Check, PyMethod_GET_FUNCTION, PyMethod_GET_SELF
 from cpython.pythread cimport PyThread_get_thread_ident
-from cpython.ref cimport PyObject
 
 from fastsock cimport _sys
 from fastsock._accept cimport (
@@ -32,6 +30,7 @@ from fastsock._datagram cimport (
     send_gathered,
     take,
 )
+from fastsock._hooks cimport Defaults, untouched
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -129,45 +128,6 @@ cdef class Wakeup:
         self.descriptor = -1
         if descriptor >= 0:
             _sys.close(descriptor)
-
-
-cdef class Defaults:
-    """The functions that the core may stand in for, to know a server that has overridden none.
-
-    accept: the get_request of the stream servers; receive: that of the datagram servers; the
-    others: the BaseServer's methods of these names, and the stream servers' for shutdown_request
-    and close_request. connection: the class of what is accepted; datagram_socket: of what a
-    datagram server receives from. thread_request is ThreadingMixIn.process_request, which is set
-    later. pair: a Python function that unpacks what an
-    overridden get_request returned, with Python's own error messages.
-    """
-
-    def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
-                 handle_request_noblock, shutdown_request, close_request, service_actions,
-                 fileno, connection, datagram_socket, pair):
-        self.accept = accept
-        self.receive = receive
-        self.verify_request = verify_request
-        self.process_request = process_request
-        self.finish_request = finish_request
-        self.handle_request_noblock = handle_request_noblock
-        self.shutdown_request = shutdown_request
-        self.close_request = close_request
-        self.service_actions = service_actions
-        self.fileno = fileno
-        self.connection = connection
-        self.datagram_socket = datagram_socket
-        self.pair = pair
-
-
-cdef bint is_default(object method, object server, object function) noexcept:
-    """Whether a hook that was looked up on the server is the given function, bound to it.
-
-    True of no instance attribute, no override and no patched class, whenever they were made.
-    """
-    return (PyMethod_Check(method)
-            and PyMethod_GET_FUNCTION(method) == <PyObject *> function
-            and PyMethod_GET_SELF(method) == <PyObject *> server)
 
 
 cdef class Control:
@@ -325,7 +285,7 @@ cdef class Control:
         if source is None:
             return False
         if (server.socket is source and self.held is None
-                and is_default(server.fileno, server, defaults.fileno)
+                and untouched(server, "fileno", defaults.fileno)
                 and inbox_of(source).waiting()):
             return self.paused_until == 0 or self.paused_until <= monotonic()
         return False
@@ -354,9 +314,8 @@ cdef unsigned int batch_size(object server, Control control, Defaults defaults) 
     if (len(control.wakeups) != 1 or control.singly or not control.is_own(server.socket)
             or inbox_of(server.socket).watched):
         return 1
-    hook = server.process_request
-    if (is_default(hook, server, defaults.process_request)
-            or (is_default(hook, server, defaults.thread_request)
+    if (untouched(server, "process_request", defaults.process_request)
+            or (untouched(server, "process_request", defaults.thread_request)
                 and type(server.max_threads) is not int)):
         return BATCH
     return 1
@@ -364,7 +323,7 @@ cdef unsigned int batch_size(object server, Control control, Defaults defaults) 
 
 cdef bint accepts_natively(object server, Defaults defaults) except -1:
     """Whether accept4() on the descriptor of its socket is all that get_request() would do."""
-    return (is_default(server.get_request, server, defaults.accept)
+    return (untouched(server, "get_request", defaults.accept)
             and can_accept(server.socket))
 
 
@@ -384,7 +343,6 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef bint by_core = False
     cdef size_t length = 0
     try:
-        get_request = None if accepted != NULL else server.get_request
         if accepted != NULL:
             by_core = True
             try:
@@ -394,7 +352,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                     _sys.close(accepted.descriptor)
                 raise
             taken = accept_connection(source, defaults.connection, accepted)
-        elif polled and is_default(get_request, server, defaults.accept):
+        elif polled and untouched(server, "get_request", defaults.accept):
             source = server.socket
             by_core = can_accept(source)
             if by_core:
@@ -403,8 +361,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                     accept_from(descriptor, &own)
                 taken = accept_connection(source, defaults.connection, &own)
             else:
-                taken = get_request()
-        elif polled and is_default(get_request, server, defaults.receive):
+                taken = server.get_request()
+        elif polled and untouched(server, "get_request", defaults.receive):
             source = server.socket
             size = server.max_packet_size
             if type(source) is defaults.datagram_socket and can_take(source, size):
@@ -414,9 +372,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                 by_core = True
                 taken = receive_datagram(source, size, &length)
             else:
-                taken = get_request()
+                taken = server.get_request()
         else:
-            taken = get_request()
+            taken = server.get_request()
         if by_core and taken is None:
             return False
         if type(taken) is not tuple or len(taken) != 2:
@@ -434,9 +392,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             if not accepts_truncated(server, request, length, client_address):
                 server.shutdown_request(request)
                 return True
-        hook = server.verify_request
-        verified = (is_default(hook, server, defaults.verify_request)
-                    or bool(hook(request, client_address)))
+        verified = (untouched(server, "verify_request", defaults.verify_request)
+                    or bool(server.verify_request(request, client_address)))
     except BaseException:
         server.shutdown_request(request)
         raise
@@ -444,21 +401,21 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         return True
     try:
-        hook = server.process_request
-        if is_default(hook, server, defaults.process_request):
+        if untouched(server, "process_request", defaults.process_request):
             _process(server, control, defaults, request, client_address)
-        elif control.pool is not None and is_default(hook, server, defaults.thread_request):
+        elif control.pool is not None and untouched(server, "process_request",
+                                                    defaults.thread_request):
             pool = <Pool> control.pool
             # Not while more is to be dispatched before the loop's next poll.
             pool.deferring = defer and (control.source is None
                                         or not inbox_of(control.source).waiting())
             try:
                 if not begin_in_thread(server, control, defaults, request, client_address):
-                    hook(request, client_address)
+                    server.process_request(request, client_address)
             finally:
                 pool.deferring = False
         else:
-            hook(request, client_address)
+            server.process_request(request, client_address)
     except Exception:
         try:
             server.handle_error(request, client_address)
@@ -481,7 +438,7 @@ cdef object take_datagram(object server, Control control, Defaults defaults, obj
     if most != 1 and inbox.waiting() and control.source is not source:
         control.source = source
         if (server.gather_replies
-                and is_default(server.process_request, server, defaults.process_request)):
+                and untouched(server, "process_request", defaults.process_request)):
             inbox.gatherer = PyThread_get_thread_ident()
     return taken
 
@@ -495,11 +452,10 @@ cdef bint accepts_truncated(object server, object request, size_t length,
 cdef inline int _process(object server, Control control, Defaults defaults, object request,
                          object client_address) except -1:
     """BaseServer.process_request() and what it calls, as far as that is untouched too."""
-    hook = server.finish_request
-    if is_default(hook, server, defaults.finish_request):
+    if untouched(server, "finish_request", defaults.finish_request):
         server.RequestHandlerClass(request, client_address, server)
     else:
-        hook(request, client_address)
+        server.finish_request(request, client_address)
     return shut_down(server, control, defaults, request)
 
 
@@ -522,11 +478,11 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
     threads = server._threads
     daemon = bool(server.daemon_threads)
     name = None
-    target = server.process_request_thread
-    if is_default(target, server, defaults.thread_target):
+    if untouched(server, "process_request_thread", defaults.thread_target):
         target = _finish_in_thread
         arguments = (server, control, defaults, request, client_address)
     else:
+        target = server.process_request_thread
         name = getattr(target, "__name__", None)
         named = name is not None
         arguments = (request, client_address)
@@ -549,11 +505,10 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
 def _finish_in_thread(server, Control control, Defaults defaults, request, client_address):
     """ThreadingMixIn.process_request_thread(), and what it calls as far as that is untouched."""
     try:
-        hook = server.finish_request
-        if is_default(hook, server, defaults.finish_request):
+        if untouched(server, "finish_request", defaults.finish_request):
             server.RequestHandlerClass(request, client_address, server)
         else:
-            hook(request, client_address)
+            server.finish_request(request, client_address)
     except Exception:
         server.handle_error(request, client_address)
     finally:
@@ -562,14 +517,15 @@ def _finish_in_thread(server, Control control, Defaults defaults, request, clien
 
 cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1:
     """Call shutdown_request(); of a plain connection and untouched hooks, do what they would."""
-    hook = server.shutdown_request
     if (type(request) is defaults.connection
-            and is_default(hook, server, defaults.shutdown_request)
-            and is_default(server.close_request, server, defaults.close_request)):
+            and untouched(server, "shutdown_request", defaults.shutdown_request)
+            and untouched(server, "close_request", defaults.close_request)):
         end_connection(request)
         control.released()
-    else:
-        hook(request)
+    elif not (type(request) is tuple  # there is nothing to end
+              and untouched(server, "shutdown_request", defaults.shutdown_datagram)
+              and untouched(server, "close_request", defaults.close_datagram)):
+        server.shutdown_request(request)
     return 0
 
 

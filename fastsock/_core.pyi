@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastsock._control import Control, Defaults
+from fastsock._control import Control
+from fastsock._hooks import Defaults
 from fastsock._plain import Wait
 
 class Loop:

@@ -17,12 +17,11 @@ from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._accept cimport Accepted, accept_from
 from fastsock._control cimport (
     Control,
-    Defaults,
     Wakeup,
     accepts_natively,
     dispatch_one,
-    is_default,
 )
+from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
 from fastsock._worker cimport (
     Feeder,
@@ -439,7 +438,8 @@ cdef class Loop:
             PyErr_CheckSignals()
             if not self.dispatch(entry):
                 break
-            entry.server.service_actions()
+            if not untouched(entry.server, "service_actions", self.defaults.service_actions):
+                entry.server.service_actions()
         entry.control.end_batch()
         return 0
 
@@ -449,8 +449,8 @@ cdef class Loop:
 
     cdef bint accepts(self, _Entry entry) except -1:
         """Whether to accept right after the poll."""
-        return (is_default(entry.server._handle_request_noblock, entry.server,
-                           self.defaults.handle_request_noblock)
+        return (untouched(entry.server, "_handle_request_noblock",
+                          self.defaults.handle_request_noblock)
                 and accepts_natively(entry.server, self.defaults)
                 and entry.server.socket.fileno() == self.polled[1].fd)
 
@@ -458,16 +458,14 @@ cdef class Loop:
         cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
         cdef bint defer
         cdef nanoseconds now
-        noblock = None if accepted != NULL else entry.server._handle_request_noblock
-        if accepted == NULL and not is_default(noblock, entry.server,
-                                               self.defaults.handle_request_noblock):
-            noblock()
+        if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
+                                              self.defaults.handle_request_noblock):
+            entry.server._handle_request_noblock()
             return True
         # Nothing but the poll follows, so the thread of the request need not be woken before.
-        defer = (self.wait is None and len(self.entries) == 1
-                 and is_default(entry.server.service_actions, entry.server,
-                                self.defaults.service_actions)
-                 and is_default(entry.server.fileno, entry.server, self.defaults.fileno))
+        defer = (entry.control.pool is not None and self.wait is None and len(self.entries) == 1
+                 and untouched(entry.server, "service_actions", self.defaults.service_actions)
+                 and untouched(entry.server, "fileno", self.defaults.fileno))
         self.has_accepted = False
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
                             0 if self.wait is None else 1):
@@ -552,9 +550,8 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
                 fail(error)
         PyErr_CheckSignals()
         if ready > 0:
-            noblock = server._handle_request_noblock
-            if not is_default(noblock, server, defaults.handle_request_noblock):
-                return True, noblock()
+            if not untouched(server, "_handle_request_noblock", defaults.handle_request_noblock):
+                return True, server._handle_request_noblock()
             if dispatch_one(server, control, defaults, True, NULL, False, 1):
                 if control.pool is not None:
                     (<Pool> control.pool).await_begun()

@@ -1,7 +1,8 @@
 from fastsock cimport _sys
 from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
-from fastsock._control cimport Control, Defaults, Wakeup
+from fastsock._control cimport Control, Wakeup
+from fastsock._hooks cimport Defaults
 from fastsock._worker cimport Feeder, Pool, PyThread_type_lock, Worker
 
 

@@ -26,13 +26,12 @@ from fastsock._accept cimport Accepted, accept_from
 from fastsock._clock cimport MILLISECOND, SECOND, monotonic, nanoseconds, sooner
 from fastsock._control cimport (
     Control,
-    Defaults,
     Wakeup,
     accepts_natively,
     begins_natively,
     dispatch_one,
-    is_default,
 )
+from fastsock._hooks cimport Defaults, untouched
 from fastsock._turn cimport await_turn, turn_over
 from fastsock._worker cimport (
     Feeder,
@@ -246,14 +245,13 @@ cdef class Leadership(Feeder):
                 and control.paused_until == 0
                 and control.singly == 0 and len(control.wakeups) == 1
                 and worker.pool is control.pool and worker.fits(bool(server.daemon_threads))
-                and is_default(server._handle_request_noblock, server,
-                               defaults.handle_request_noblock)
+                and untouched(server, "_handle_request_noblock", defaults.handle_request_noblock)
                 and accepts_natively(server, defaults) and control.is_own(server.socket)
-                and is_default(server.verify_request, server, defaults.verify_request)
-                and is_default(server.process_request, server, defaults.thread_request)
+                and untouched(server, "verify_request", defaults.verify_request)
+                and untouched(server, "process_request", defaults.thread_request)
                 and begins_natively(server, control)
-                and is_default(server.service_actions, server, defaults.service_actions)
-                and is_default(server.fileno, server, defaults.fileno))
+                and untouched(server, "service_actions", defaults.service_actions)
+                and untouched(server, "fileno", defaults.fileno))
 
     cdef bint feed(self, Worker worker) except -1:
         """Give the worker, in whose thread this runs, the next request; false if it gets none."""

@@ -23,6 +23,7 @@ MODULES = frozenset(
         "_core",
         "_datagram",
         "_genuine",
+        "_hooks",
         "_inbox",
         "_leader",
         "_reader",

@@ -21,7 +21,7 @@ from fastsock import _core, _plain
 from fastsock._accept import unpatched
 from fastsock._channel import adopt
 from fastsock._connection import GENUINE, Connection
-from fastsock._control import Control, Defaults, dispatch
+from fastsock._control import Control, dispatch
 from fastsock._datagram_socket import (
     DatagramCounts,
     DatagramSocket,
@@ -29,6 +29,7 @@ from fastsock._datagram_socket import (
     make_socket,
 )
 from fastsock._handlers import BaseRequestHandler
+from fastsock._hooks import Defaults
 from fastsock._types import (
     TYPE_CHECKING,
     Address,
@@ -600,5 +601,7 @@ _DEFAULTS = Defaults(
     fileno=TCPServer.fileno,
     connection=Connection,
     datagram_socket=DatagramSocket,
+    shutdown_datagram=UDPServer.shutdown_request,
+    close_datagram=UDPServer.close_request,
     pair=_pair,
 )

@@ -22,6 +22,7 @@ NATIVE: dict[str, set[str]] = {
     "_clock": {"_sys"},
     "_turn": set(),
     "_genuine": set(),
+    "_hooks": set(),
     "_channel": {"_sys", "_clock", "_turn"},
     "_stream": {"_channel"},
     "_reader": {"_stream"},
@@ -30,9 +31,9 @@ NATIVE: dict[str, set[str]] = {
     "_worker": {"_turn", "_genuine"},
     "_inbox": {"_sys", "_channel", "_accept"},
     "_datagram": {"_sys", "_turn", "_genuine", "_channel", "_accept", "_inbox"},
-    "_control": {"_sys", "_clock", "_channel", "_accept", "_worker", "_inbox", "_datagram"},
-    "_leader": {"_sys", "_clock", "_turn", "_accept", "_worker", "_control"},
-    "_core": {"_sys", "_clock", "_channel", "_accept", "_worker", "_control", "_leader"},
+    "_control": {"_sys", "_clock", "_channel", "_accept", "_worker", "_inbox", "_datagram", "_hooks"},
+    "_leader": {"_sys", "_clock", "_turn", "_accept", "_worker", "_control", "_hooks"},
+    "_core": {"_sys", "_clock", "_channel", "_accept", "_worker", "_control", "_leader", "_hooks"},
 }
 LAYERS: dict[str, set[str]] = {
     **NATIVE,
@@ -51,6 +52,7 @@ LAYERS: dict[str, set[str]] = {
         "_datagram_socket",
     },
     "_servers": {
+        "_hooks",
         "_core",
         "_control",
         "_accept",

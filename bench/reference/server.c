@@ -1,8 +1,10 @@
 /* The physical limit that the other servers are measured against: one thread, level-triggered
  * epoll(7), no allocation per message.
  *
- *   server once  127.0.0.1 | /path   answers each connection's first bytes with themselves, closes
- *   server lines 127.0.0.1 | /path   answers each line with itself
+ *   server once     127.0.0.1 | /path   answers a connection's first bytes with themselves, closes
+ *   server lines    127.0.0.1 | /path   answers each line with itself
+ *   server udp      127.0.0.1 | /path   answers each datagram with itself
+ *   server udpbatch 127.0.0.1 | /path   the same, up to 32 of them per system call
  *
  * Prints the port (0 for a path), then serves until it is killed.
  */
@@ -11,6 +13,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +24,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { CHUNK = 1 << 16, EVENTS = 256 };
+enum { CHUNK = 1 << 16, EVENTS = 256, BATCH = 32 };
+enum { PACKET = 8192, STRIDE = PACKET + 64 }; /* + 64: not all in the same lines of the cache */
 
 struct connection { /* what has come of a line that is not complete, then what could not be sent */
     char *bytes;
@@ -135,47 +139,115 @@ static void writable(int fd) {
     }
 }
 
-static int listener(const char *where) {
+static int bound(const char *where, int type) {
     int fd, one = 1;
     if (where[0] == '/') {
         struct sockaddr_un address = {.sun_family = AF_UNIX};
         strncpy(address.sun_path, where, sizeof(address.sun_path) - 1);
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
         if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
             die(where);
     } else {
         struct sockaddr_in address = {.sin_family = AF_INET};
         inet_pton(AF_INET, where, &address.sin_addr);
-        fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
+        if (type & SOCK_STREAM)
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
         if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
             die(where);
     }
-    if (listen(fd, SOMAXCONN) < 0)
-        die("listen");
     return fd;
+}
+
+static void tell_port(int fd) {
+    struct sockaddr_in address;
+    socklen_t length = sizeof(address);
+    getsockname(fd, (struct sockaddr *)&address, &length);
+    printf("%d\n", address.sin_family == AF_INET ? ntohs(address.sin_port) : 0);
+    fflush(stdout);
+}
+
+/* After recvfrom(2) or recvmmsg(2) took nothing. The socket is a blocking one: a full Unix peer is
+ * waited for in sendto(2), for poll(2) tells nothing about a peer the socket isn't connected to. */
+static void wait_for_datagrams(int fd) {
+    struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    if (errno != EAGAIN)
+        die("receive");
+    poll(&wanted, 1, -1);
+}
+
+static void one_by_one(int fd) {
+    static char packet[PACKET];
+    struct sockaddr_un peer; /* the longest address there is here */
+    for (;;) {
+        socklen_t length = sizeof(peer);
+        struct sockaddr *address = (struct sockaddr *)&peer;
+        ssize_t got = recvfrom(fd, packet, PACKET, MSG_DONTWAIT, address, &length);
+        if (got < 0)
+            wait_for_datagrams(fd);
+        else
+            sendto(fd, packet, (size_t)got, 0, address, length);
+    }
+}
+
+static void in_batches(int fd) {
+    static char packets[BATCH][STRIDE];
+    static struct sockaddr_un peers[BATCH];
+    static struct iovec pieces[BATCH];
+    static struct mmsghdr messages[BATCH];
+    for (int i = 0; i < BATCH; i++) {
+        pieces[i].iov_base = packets[i];
+        messages[i].msg_hdr = (struct msghdr){
+            .msg_name = &peers[i], .msg_iov = &pieces[i], .msg_iovlen = 1};
+    }
+    for (;;) {
+        for (int i = 0; i < BATCH; i++) {
+            pieces[i].iov_len = PACKET;
+            messages[i].msg_hdr.msg_namelen = sizeof(peers[i]);
+        }
+        int got = recvmmsg(fd, messages, BATCH, MSG_DONTWAIT, NULL);
+        if (got < 0)
+            wait_for_datagrams(fd);
+        for (int i = 0; i < got; i++)
+            pieces[i].iov_len = messages[i].msg_len;
+        for (int i = 0; i < got;) {
+            int sent = sendmmsg(fd, messages + i, (unsigned)(got - i), 0);
+            i += sent > 0 ? sent : 1; /* fails only if the first of them does: that peer has gone */
+        }
+    }
+}
+
+static void serve_datagrams(const char *where, int batched) {
+    int fd = bound(where, SOCK_DGRAM), room = 1 << 20;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+    tell_port(fd);
+    if (batched)
+        in_batches(fd);
+    else
+        one_by_one(fd);
 }
 
 int main(int count, char **arguments) {
     struct rlimit files;
     struct epoll_event events[EVENTS];
-    struct sockaddr_in address;
-    socklen_t length = sizeof(address);
     if (count != 3)
         return 2;
     once = !strcmp(arguments[1], "once");
     signal(SIGPIPE, SIG_IGN);
+    if (!strncmp(arguments[1], "udp", 3))
+        serve_datagrams(arguments[2], !strcmp(arguments[1], "udpbatch"));
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
     limit = files.rlim_cur < 100000 ? files.rlim_cur : 100000;
     connections = calloc(limit, sizeof(*connections));
-    int accepting = listener(arguments[2]);
+    int accepting = bound(arguments[2], SOCK_STREAM | SOCK_NONBLOCK);
+    if (listen(accepting, SOMAXCONN) < 0)
+        die("listen");
     poller = epoll_create1(EPOLL_CLOEXEC);
     watch(accepting, EPOLLIN, EPOLL_CTL_ADD);
-    getsockname(accepting, (struct sockaddr *)&address, &length);
-    printf("%d\n", address.sin_family == AF_INET ? ntohs(address.sin_port) : 0);
-    fflush(stdout);
+    tell_port(accepting);
     for (;;) {
         int ready = epoll_wait(poller, events, EVENTS, -1);
         for (int i = 0; i < ready; i++) {
