@@ -409,11 +409,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             # Not while more is to be dispatched before the loop's next poll.
             pool.deferring = defer and (control.source is None
                                         or not inbox_of(control.source).waiting())
+            pool.patient = type(request) is tuple and by_core
             try:
                 if not begin_in_thread(server, control, defaults, request, client_address):
                     server.process_request(request, client_address)
             finally:
-                pool.deferring = False
+                pool.deferring = pool.patient = False
         else:
             server.process_request(request, client_address)
     except Exception:

@@ -21,6 +21,7 @@ from fastsock._control cimport (
     accepts_natively,
     dispatch_one,
 )
+from fastsock._datagram cimport descriptor_of
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
 from fastsock._worker cimport (
@@ -70,8 +71,12 @@ cdef nanoseconds _interval(object seconds) except -2:
     return <nanoseconds> milliseconds * MILLISECOND
 
 
-cdef int _descriptor(object server, bint must_be_valid) except -2:
+cdef int _descriptor(object server, Control control, Defaults defaults,
+                     bint must_be_valid) except -2:
     """The descriptor to poll, with the errors of selectors.BaseSelector.register()."""
+    if (control.source is not None and server.socket is control.source
+            and untouched(server, "fileno", defaults.fileno)):
+        return descriptor_of(control.source)  # its fileno() is for those who poll by themselves
     try:
         number = int(server.fileno())
     except (AttributeError, TypeError, ValueError):
@@ -95,7 +100,6 @@ cdef class _Entry:
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
     cdef bint watch_muted  # left to the next service_actions()
     cdef object holding  # what is polled in the listener's place, or None
-    cdef bint left_over  # datagrams that a loop before has received and not served
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
@@ -138,6 +142,8 @@ cdef class Loop:
     cdef nanoseconds took_at  # when the latest request came
     cdef bint closely  # it came so soon that its thread may be made the leader
     cdef Leadership leadership  # of the only server, or None
+    cdef bint left_over  # datagrams have been received and not served
+    cdef bint without_leader  # there cannot be one just now
 
     def __init__(self, poll_interval, Defaults defaults not None, wait):
         self.interval = _interval(poll_interval)
@@ -217,6 +223,8 @@ cdef class Loop:
         while index < len(self.entries):
             entry = self.entries[index]
             if entry.stopping():
+                if entry.control.source is not None:
+                    self.drain(entry)
                 if len(self.entries) == 1:
                     # shutdown() may return from here on: leave no descriptor behind.
                     self.wakeup.close()
@@ -272,6 +280,7 @@ cdef class Loop:
         cdef nanoseconds now = monotonic()
         cdef nanoseconds until = NEVER
         cdef int descriptor
+        self.left_over = False
         slot.events = _sys.POLLIN
         if not self.wakeup.open():
             until = now + SLICE
@@ -279,14 +288,15 @@ cdef class Loop:
         for entry in self.entries:
             slot += 1
             slot.events = _sys.POLLIN
-            descriptor = _descriptor(entry.server, not entry.registered)
+            descriptor = _descriptor(entry.server, entry.control, self.defaults,
+                                     not entry.registered)
             if not entry.registered:
                 entry.registered = True
                 entry.actions_at = NEVER if self.interval == NEVER else now + self.interval
             if entry.control.before_sleep is not None and entry.is_idle(descriptor, now):
                 before_sleep, entry.control.before_sleep = entry.control.before_sleep, None
                 before_sleep(entry.server)
-                descriptor = _descriptor(entry.server, False)
+                descriptor = _descriptor(entry.server, entry.control, self.defaults, False)
             entry.holding = None
             if entry.control.paused_until > now:
                 descriptor = -1
@@ -297,9 +307,8 @@ cdef class Loop:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
-            entry.left_over = entry.control.has_datagrams(entry.server, self.defaults)
-            if entry.left_over:
-                until = now
+            if entry.control.has_datagrams(entry.server, self.defaults):
+                self.left_over = True
             slot.fd = descriptor  # poll(2) skips a negative one
             slot += 1
             slot.events = _sys.POLLIN
@@ -323,7 +332,7 @@ cdef class Loop:
         if self.wait is not None:
             descriptors = [self.polled[index].fd for index in range(count)
                            if self.polled[index].fd >= 0]
-            for descriptor in self.wait(descriptors, timeout):
+            for descriptor in self.wait(descriptors, 0 if self.left_over else timeout):
                 for index in range(count):
                     if self.polled[index].fd == <int> descriptor:
                         self.polled[index].revents = _sys.POLLIN
@@ -337,7 +346,7 @@ cdef class Loop:
                 return 0
             if self.closely:
                 self.closely = False
-                self.appoint(first, count)
+                self.without_leader = not self.appoint(first, count)
             if first.control.pool is not None:
                 wake = (<Pool> first.control.pool).take_pending()
             if self.leadership is not None and self.leadership.holder is not None:
@@ -347,7 +356,8 @@ cdef class Loop:
                 if self.leadership.served != served:
                     self.took_at = monotonic()
             else:
-                ready = self.poll_and_accept(count, timeout, accepts, wake, &error)
+                ready = self.poll_and_accept(count, 0 if self.left_over else timeout, accepts,
+                                             wake, &error)
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -392,7 +402,7 @@ cdef class Loop:
             if not self.has_accepted and entry.stopping():
                 continue
             events = self.polled[index].revents
-            if entry.left_over and events == 0:
+            if events == 0 and control.has_datagrams(entry.server, self.defaults):
                 events = _sys.POLLIN
             took = False
             # Not by what is held now: another thread may have let go since the poll.
@@ -416,8 +426,10 @@ cdef class Loop:
             if took or (entry.actions_at != NEVER and monotonic() >= entry.actions_at):
                 entry.watch_muted = False
                 entry.server.service_actions()
-                if control.source is not None:
-                    self.drain(entry)
+                if control.source is not None and (control.pool is None or self.without_leader
+                                                   or self.wait is not None
+                                                   or len(self.entries) > 1):
+                    self.drain(entry)  # or else a leader does
                 if self.interval != NEVER:
                     entry.actions_at = monotonic() + self.interval
             elif self.polled[index + 1].revents:
@@ -445,7 +457,7 @@ cdef class Loop:
 
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
         """Whether a handler that ran since the poll has left this server's descriptor alone."""
-        return _descriptor(entry.server, False) == self.polled[index].fd
+        return _descriptor(entry.server, entry.control, self.defaults, False) == self.polled[index].fd
 
     cdef bint accepts(self, _Entry entry) except -1:
         """Whether to accept right after the poll."""
@@ -476,18 +488,17 @@ cdef class Loop:
             self.took_at = now
         return True
 
-    cdef int appoint(self, _Entry entry, _sys.nfds_t count) except -1:
+    cdef bint appoint(self, _Entry entry, _sys.nfds_t count) except -1:
         """Leave the next request to this one's thread.
 
         Nothing but the wait follows: no code of the program's, not even a signal handler, runs in
         this thread while another one accepts.
         """
         if count != 3 or entry.own_flag or (self.interval != NEVER and self.interval < OFTEN):
-            return 0
+            return False
         if self.leadership is None:
             self.leadership = Leadership(entry.server, entry.control, self.defaults, self.wakeup)
-        self.leadership.appoint()
-        return 0
+        return self.leadership.appoint()
 
 
 cdef object _ebadf():
@@ -530,7 +541,7 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
     cdef int milliseconds, ready, error = 0
     slot.events = _sys.POLLIN
     while True:
-        slot.fd = _descriptor(server, True)
+        slot.fd = _descriptor(server, control, defaults, True)
         until = deadline
         if interval != 0 and control.paused_until > monotonic():
             slot.fd = -1  # short of descriptors: the same pause as in serve_forever()

@@ -28,7 +28,7 @@ from fastsock._accept import GENUINE
 from fastsock._channel cimport fail
 from fastsock._genuine cimport Genuine
 from fastsock._inbox cimport BATCH, Inbox, Known
-from fastsock._turn cimport threads_share_a_core
+from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 
 cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) except -1
@@ -147,7 +147,8 @@ def reply(sock, data, request, client_address, server):
         if len(inbox.gathered) >= BATCH:
             send_gathered(sock, inbox)
     else:
-        sock.sendto(data, client_address)
+        _send_gathered_first(sock, inbox)
+        _send_known(sock, inbox, data, client_address)
 
 
 cdef int send_gathered(object sock, Inbox inbox) except -1:
@@ -362,65 +363,73 @@ def recvmsg_into(self, buffers, ancbufsize=0, flags=0, /):
     return _with_ancillary(inbox, copied, size, ancillary_size, c_flags)
 
 
-cdef int _first_send_gathered(object sock) except -1:
-    cdef Inbox inbox = inbox_of(sock)
-    inbox.waiting()
+cdef inline int _send_gathered_first(object sock, Inbox inbox) except -1:
     if inbox.gathered:
-        send_gathered(sock, inbox)
+        inbox.waiting()  # after a fork they are the parent's
+        if inbox.gathered:
+            send_gathered(sock, inbox)
     return 0
 
 
-def sendto(self, data, address_or_flags, address=_UNSET, /):
-    """Send a datagram; see ``socket.socket.sendto``."""
-    cdef Inbox inbox
-    cdef Known *known
+cdef object _send_known(object sock, Inbox inbox, object data, object address):
+    """sendto() of two arguments; natively to who has been received from lately."""
+    cdef Known *known = NULL if inbox.book is None else inbox.book.find(address)
+    cdef Known receiver
     cdef Py_buffer view
     cdef Py_ssize_t sent
     cdef int error, descriptor
-    _first_send_gathered(self)
-    if address is not _UNSET:
-        return _SOCKET.sendto(self, data, address_or_flags, address)
-    inbox = inbox_of(self)
-    known = NULL if inbox.book is None else inbox.book.find(address_or_flags)
+    cdef int flags = _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL
     if known == NULL or not _genuine.unpatched():
-        return _SOCKET.sendto(self, data, address_or_flags)
+        return _SOCKET.sendto(sock, data, address)
+    receiver = known[0]  # what follows may change the table
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
+        PySys_Audit("socket.sendto", "OO", <PyObject *> sock, <PyObject *> address)
+        descriptor = descriptor_of(sock)
         if view.len > SENT_WITH_GIL or threads_share_a_core():
-            return _SOCKET.sendto(self, data, address_or_flags)
-        PySys_Audit("socket.sendto", "OO", <PyObject *> self, <PyObject *> address_or_flags)
-        descriptor = descriptor_of(self)
-        known = inbox.book.find(address_or_flags)  # an audit hook may have received something
-        if known == NULL:
-            return _SOCKET.sendto(self, data, address_or_flags)
-        sent = _sys.sendto(descriptor, view.buf, view.len,
-                           _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL,
-                           <const _sys.sockaddr *> &known.raw, known.length)
-        error = _sys.errno
+            with nogil:
+                sent = _sys.sendto(descriptor, view.buf, view.len, flags,
+                                   <const _sys.sockaddr *> &receiver.raw, receiver.length)
+                error = _sys.errno
+                await_turn()
+            turn_over()
+        else:
+            sent = _sys.sendto(descriptor, view.buf, view.len, flags,
+                               <const _sys.sockaddr *> &receiver.raw, receiver.length)
+            error = _sys.errno
     finally:
         PyBuffer_Release(&view)
     if sent >= 0:
         return sent
     if error != _sys.EAGAIN and error != _sys.EINTR:
         fail(error)
-    return _SOCKET.sendto(self, data, address_or_flags)  # which waits as the timeout says
+    return _SOCKET.sendto(sock, data, address)  # which waits as the timeout says
+
+
+def sendto(self, data, address_or_flags, address=_UNSET, /):
+    """Send a datagram; see ``socket.socket.sendto``."""
+    cdef Inbox inbox = inbox_of(self)
+    _send_gathered_first(self, inbox)
+    if address is not _UNSET:
+        return _SOCKET.sendto(self, data, address_or_flags, address)
+    return _send_known(self, inbox, data, address_or_flags)
 
 
 def sendmsg(self, *args):
     """Send a datagram in pieces; see ``socket.socket.sendmsg``."""
-    _first_send_gathered(self)
+    _send_gathered_first(self, inbox_of(self))
     return _SOCKET.sendmsg(self, *args)
 
 
 def send(self, *args):
     """Send a datagram to the connected peer; see ``socket.socket.send``."""
-    _first_send_gathered(self)
+    _send_gathered_first(self, inbox_of(self))
     return _SOCKET.send(self, *args)
 
 
 def sendall(self, *args):
     """Send a datagram to the connected peer; see ``socket.socket.sendall``."""
-    _first_send_gathered(self)
+    _send_gathered_first(self, inbox_of(self))
     return _SOCKET.sendall(self, *args)
 
 
@@ -438,14 +447,14 @@ def fileno(self):
 
 def detach(self):
     """Give the descriptor away without closing it; see ``socket.socket.detach``."""
-    _first_send_gathered(self)
+    _send_gathered_first(self, inbox_of(self))
     return _SOCKET.detach(self)
 
 
 def _real_close(self):
     cdef Inbox inbox = inbox_of(self)
     try:
-        _first_send_gathered(self)
+        _send_gathered_first(self, inbox_of(self))
     finally:
         inbox.abandon()
         _SOCKET._real_close(self)

@@ -3,6 +3,7 @@ from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
 from fastsock._control cimport Control, Wakeup
 from fastsock._hooks cimport Defaults
+from fastsock._inbox cimport Inbox
 from fastsock._worker cimport Feeder, Pool, PyThread_type_lock, Worker
 
 
@@ -26,6 +27,7 @@ cdef class Leadership(Feeder):
     cdef Worker holder  # the worker that takes the next request; None: the loop does
     cdef object error  # what the loop has to raise
     cdef PyThread_type_lock away  # held by the worker while it takes a request
+    cdef Inbox inbox  # of a datagram server, or None
     cdef int listener  # that the worker polls, for the loop to look at
     cdef bint polling  # the worker waits for a request
     cdef int absent  # looks in a row that found it not to want the GIL
@@ -43,9 +45,12 @@ cdef class Leadership(Feeder):
     cdef bint appoint(self) except -1
     cdef bint permits(self, Worker worker) except -1
     cdef bint take(self, Worker worker, Accepted *accepted) except -1
+    cdef bint takes_natively(self, object server) except -1
+    cdef bint take_datagram(self, Worker worker) except -1
     cdef int resign(self) except -1
     cdef int check(self) except -1
     cdef _Look look(self) noexcept nogil
+    cdef bint has_ahead(self) noexcept nogil
     cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until,
                   PyThread_type_lock wake, int *error) except -2
     cdef int retire(self) except -1

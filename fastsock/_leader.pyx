@@ -28,10 +28,13 @@ from fastsock._control cimport (
     Control,
     Wakeup,
     accepts_natively,
+    batch_size,
     begins_natively,
     dispatch_one,
 )
+from fastsock._datagram cimport can_take, descriptor_of, inbox_of
 from fastsock._hooks cimport Defaults, untouched
+from fastsock._inbox cimport BATCH
 from fastsock._turn cimport await_turn, turn_over
 from fastsock._worker cimport (
     Feeder,
@@ -110,7 +113,8 @@ cdef class Leadership(Feeder):
                 or not self.recall.open()):
             return False
         self.recall.clear()
-        self.listener = self.server.socket.fileno()
+        self.listener = (self.server.socket.fileno() if self.inbox is None
+                         else descriptor_of(self.server.socket))
         self.served = self.seen = 0
         self.unchanged = 0
         self.looked_at = monotonic()
@@ -184,13 +188,17 @@ cdef class Leadership(Feeder):
             self.unchanged = 0
             return _Look.WELL
         self.unchanged = self.unchanged + 1 if same else 0
-        if readable(self.listener):
+        if readable(self.listener) or self.has_ahead():
             if same:
                 return _Look.STUCK
             self.waited_for += 1
             return _Look.WAITED_FOR if self.waited_for % ASKING == 0 else _Look.WELL
         # A request that lasts, and nobody waits: no reason to go on looking.
         return _Look.ELSEWHERE if self.unchanged >= UNCHANGED else _Look.WELL
+
+    cdef bint has_ahead(self) noexcept nogil:
+        """Whether datagrams wait that were received ahead."""
+        return self.inbox is not None and self.inbox.begin != self.inbox.end
 
     cdef int dismiss(self) except -1:
         """No request is taken by the leader once this has returned; in any thread."""
@@ -246,12 +254,27 @@ cdef class Leadership(Feeder):
                 and control.singly == 0 and len(control.wakeups) == 1
                 and worker.pool is control.pool and worker.fits(bool(server.daemon_threads))
                 and untouched(server, "_handle_request_noblock", defaults.handle_request_noblock)
-                and accepts_natively(server, defaults) and control.is_own(server.socket)
+                and self.takes_natively(server)
                 and untouched(server, "verify_request", defaults.verify_request)
                 and untouched(server, "process_request", defaults.thread_request)
                 and begins_natively(server, control)
                 and untouched(server, "service_actions", defaults.service_actions)
                 and untouched(server, "fileno", defaults.fileno))
+
+    cdef bint takes_natively(self, object server) except -1:
+        """Whether get_request() has no say, and nobody but this server takes from the socket."""
+        cdef Defaults defaults = self.defaults
+        if accepts_natively(server, defaults):
+            self.inbox = None
+            return self.control.is_own(server.socket)
+        sock = server.socket
+        if (type(sock) is not defaults.datagram_socket
+                or not untouched(server, "get_request", defaults.receive)
+                or not can_take(sock, server.max_packet_size)
+                or batch_size(server, self.control, defaults) != BATCH):
+            return False
+        self.inbox = inbox_of(sock)
+        return True
 
     cdef bint feed(self, Worker worker) except -1:
         """Give the worker, in whose thread this runs, the next request; false if it gets none."""
@@ -262,7 +285,9 @@ cdef class Leadership(Feeder):
         self.control.taking = worker.ident
         try:
             while self.holder is worker:
-                if not self.permits(worker) or not self.take(worker, &accepted):
+                if (not self.permits(worker)
+                        or not (self.take(worker, &accepted) if self.inbox is None
+                                else self.take_datagram(worker))):
                     self.resign()
                     return worker.thread is not None
                 if worker.thread is not None:
@@ -313,6 +338,37 @@ cdef class Leadership(Feeder):
         pool.feeding = worker
         try:
             dispatch_one(self.server, self.control, self.defaults, True, accepted, False, 1)
+        finally:
+            pool.feeding = None
+            if worker.thread is None:
+                worker.forget()
+        return self.control.broken is None
+
+    cdef bint take_datagram(self, Worker worker) except -1:
+        """Begin the request of a datagram that is there, or wait; false when there came none."""
+        cdef Pool pool = <Pool> self.control.pool
+        cdef _sys.pollfd polled[2]
+        cdef int ready = 0
+        if not self.inbox.waiting():
+            self.listener = polled[0].fd = descriptor_of(self.server.socket)
+            polled[1].fd = self.recall.descriptor
+            polled[0].events = polled[1].events = _sys.POLLIN
+            polled[0].revents = polled[1].revents = 0
+            # Under the GIL, in the same breath as the look at the hooks.
+            if _sys.poll(polled, 2, 0) == 0:
+                self.polling = True
+                with nogil:
+                    ready = _sys.poll(polled, 2, PATIENCE)
+                    await_turn()
+                self.polling = False
+                turn_over()
+                return ready > 0 and polled[0].revents == _sys.POLLIN
+            if polled[1].revents:
+                return False
+        reset_hooks()  # not to be met by code of the loop's
+        pool.feeding = worker
+        try:
+            dispatch_one(self.server, self.control, self.defaults, True, NULL, False, 0)
         finally:
             pool.feeding = None
             if worker.thread is None:

@@ -39,6 +39,9 @@ cdef class Pool:
     cdef Worker pending
     cdef Worker newest  # that was given a request
     cdef Feeder feeder  # asked by a worker before it rests, or None
+    cdef bint patient  # the request to begin may wait for a moment
+    cdef bint awaits_rest  # the loop waits for a worker to rest
+    cdef PyThread_type_lock rested  # held by the loop, released by who rests; or NULL
     cdef Worker feeding  # in whose own thread its next request is begun
 
     cdef bint ready(self) except -1
@@ -46,6 +49,7 @@ cdef class Pool:
     cdef object new_thread(self, object name, bint daemon)
     cdef int keep(self, object threads, object thread) except -1
     cdef int begin(self, object thread, object target, tuple arguments, bint daemon) except -1
+    cdef bint await_rest(self, list rest) except -1
     cdef int await_begun(self) except -1
     cdef PyThread_type_lock take_pending(self) noexcept
     cpdef int flush(self) except -1

@@ -85,6 +85,10 @@ cdef extern from "<signal.h>" nogil:
 cdef double TIMEOUT_MAX = threading.TIMEOUT_MAX  # seconds
 
 cdef enum:
+    # With so many datagrams under way, the next waits a moment for one of their threads before
+    # it gets a new one: handlers that are quick need no more, however many come at once.
+    MANY = 64
+    MOMENT = 1_000  # microseconds
     ROUNDS = 8  # clearing runs finalizers, which may fill what was just cleared
 
 # Counts the forks that led to this process: a worker that finds itself in a child, where it is the
@@ -113,6 +117,8 @@ def _after_fork_in_child():
         pool.pending = None
         pool.newest = None
         pool.feeding = None
+        pool.awaits_rest = False
+        pool.rested = NULL  # whoever waited for it is not in this process
         if pool.feeder is not None:
             pool.feeder.abandon()
             pool.feeder = None
@@ -254,6 +260,9 @@ cdef class Worker:
                     return
                 microseconds = <long long> (min(max(pool.idle_timeout, 0), TIMEOUT_MAX) * 1e6)
                 rest.append(self)
+                if pool.awaits_rest:
+                    pool.awaits_rest = False
+                    PyThread_release_lock(pool.rested)
                 with nogil:
                     woken = PyThread_acquire_lock_timed(self.wake, microseconds, 0) == 1
                     await_turn()
@@ -363,6 +372,10 @@ cdef class Pool:
         self.stack_size = PyThread_get_stacksize()
         _pools.add(self)
 
+    def __dealloc__(self):
+        if self.rested != NULL:
+            PyThread_free_lock(self.rested)
+
     def run(self, thread, target, tuple arguments, bint daemon):
         """Run target(*arguments) at once in a thread that ``thread`` stands for.
 
@@ -442,7 +455,7 @@ cdef class Pool:
                 and self.feeding.fits(daemon)):
             worker = self.feeding
             self.feeding = None
-        elif rest:
+        elif rest or (self.patient and self.running >= MANY and self.await_rest(rest)):
             worker = <Worker> rest.pop()
         else:
             return self.start_new(thread, target, arguments, daemon)
@@ -462,6 +475,25 @@ cdef class Pool:
         else:
             PyThread_release_lock(worker.wake)
         return 0
+
+    cdef bint await_rest(self, list rest) except -1:
+        """Wait a moment until a worker rests; whether one does."""
+        cdef bint released
+        if self.rested == NULL:
+            self.rested = PyThread_allocate_lock()
+            if self.rested == NULL:
+                return False
+            PyThread_acquire_lock(self.rested, 1)
+        self.flush()
+        self.awaits_rest = True
+        with nogil:
+            released = PyThread_acquire_lock_timed(self.rested, MOMENT, 0) == 1
+            await_turn()
+        turn_over()
+        if not released and not self.awaits_rest:
+            PyThread_acquire_lock(self.rested, 1)  # it was released after the moment had passed
+        self.awaits_rest = False
+        return bool(rest)
 
     cdef int await_begun(self) except -1:
         """Wait until the latest request has begun, as ``Thread.start()`` does.

@@ -167,7 +167,7 @@ static void tell_port(int fd) {
     fflush(stdout);
 }
 
-/* After recvfrom(2) or recvmmsg(2) took nothing. The socket is a blocking one: a full Unix peer is
+/* After recvmmsg(2) took nothing. The socket is a blocking one: a full Unix peer is
  * waited for in sendto(2), for poll(2) tells nothing about a peer the socket isn't connected to. */
 static void wait_for_datagrams(int fd) {
     struct pollfd wanted = {.fd = fd, .events = POLLIN};
@@ -176,16 +176,20 @@ static void wait_for_datagrams(int fd) {
     poll(&wanted, 1, -1);
 }
 
+/* As the stream servers above: what is ready is asked for before each receive. */
 static void one_by_one(int fd) {
     static char packet[PACKET];
     struct sockaddr_un peer; /* the longest address there is here */
+    struct epoll_event event;
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    watch(fd, EPOLLIN, EPOLL_CTL_ADD);
     for (;;) {
+        if (epoll_wait(poller, &event, 1, -1) < 0)
+            die("epoll_wait");
         socklen_t length = sizeof(peer);
         struct sockaddr *address = (struct sockaddr *)&peer;
         ssize_t got = recvfrom(fd, packet, PACKET, MSG_DONTWAIT, address, &length);
-        if (got < 0)
-            wait_for_datagrams(fd);
-        else
+        if (got >= 0)
             sendto(fd, packet, (size_t)got, 0, address, length);
     }
 }
