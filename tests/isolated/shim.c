@@ -1,6 +1,8 @@
-/* Preloaded by test_failures.py: makes accept4() and recvfrom() fail as a file says.
+/* Preloaded by test_failures.py: makes accept4(), recvfrom(), recvmsg() and recvmmsg() fail as a
+ * file says.
  *
- * The file named by SHIM holds "<errno> <times>"; each failure counts it down. */
+ * The file named by SHIM holds "<errno> <times>"; each failure counts it down. recvmmsg() has a
+ * file of its own, SHIM_RECVMMSG, besides: with EPERM or ENOSYS a filter refuses it and no other. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -8,9 +10,9 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
-static int injected(void)
+static int injected_by(const char *variable)
 {
-    const char *name = getenv("SHIM");
+    const char *name = getenv(variable);
     int error = 0, times = 0;
     FILE *file = name ? fopen(name, "r+") : NULL;
     if (!file)
@@ -23,6 +25,11 @@ static int injected(void)
     }
     fclose(file);
     return error;
+}
+
+static int injected(void)
+{
+    return injected_by("SHIM");
 }
 
 int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
@@ -50,4 +57,35 @@ ssize_t recvfrom(int fd, void *buffer, size_t size, int flags, struct sockaddr *
     if (!real)
         real = dlsym(RTLD_NEXT, "recvfrom");
     return real(fd, buffer, size, flags, address, length);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    static ssize_t (*real)(int, struct msghdr *, int);
+    int error = injected();
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (!real)
+        real = dlsym(RTLD_NEXT, "recvmsg");
+    return real(fd, message, flags);
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+{
+    static int (*real)(int, struct mmsghdr *, unsigned, int, struct timespec *);
+    int error = injected_by("SHIM_RECVMMSG");
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    error = injected();
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (!real)
+        real = dlsym(RTLD_NEXT, "recvmmsg");
+    return real(fd, messages, count, flags, timeout);
 }
