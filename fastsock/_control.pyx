@@ -278,7 +278,6 @@ cdef class Control:
         self.pause = 0
         self.paused_until = 0
 
-
     cdef bint has_datagrams(self, object server, Defaults defaults) except -1:
         """Whether a request can be taken of what was received ahead."""
         cdef object source = self.source
@@ -312,7 +311,8 @@ cdef unsigned int batch_size(object server, Control control, Defaults defaults) 
     same socket would be idle meanwhile, and a child process would serve them once more.
     """
     if (len(control.wakeups) != 1 or control.singly or not control.is_own(server.socket)
-            or inbox_of(server.socket).watched):
+            or inbox_of(server.socket).watched
+            or not untouched(server, "fileno", defaults.fileno)):
         return 1
     if (untouched(server, "process_request", defaults.process_request)
             or (untouched(server, "process_request", defaults.thread_request)

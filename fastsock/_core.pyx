@@ -457,7 +457,8 @@ cdef class Loop:
 
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
         """Whether a handler that ran since the poll has left this server's descriptor alone."""
-        return _descriptor(entry.server, entry.control, self.defaults, False) == self.polled[index].fd
+        return self.polled[index].fd == _descriptor(entry.server, entry.control, self.defaults,
+                                                    False)
 
     cdef bint accepts(self, _Entry entry) except -1:
         """Whether to accept right after the poll."""

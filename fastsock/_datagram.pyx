@@ -347,9 +347,7 @@ def recvmsg_into(self, buffers, ancbufsize=0, flags=0, /):
     cdef Inbox inbox = inbox_of(self)
     cdef Py_ssize_t ancillary_size = ancbufsize
     cdef int c_flags = PyNumber_Index(flags)
-    cdef Py_buffer view
     cdef Py_ssize_t copied = 0, size = 0, part
-    cdef const char *source
     if ancillary_size < 0 or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvmsg_into(self, buffers, ancillary_size, c_flags)
     data = inbox.data(inbox.length())

@@ -13,7 +13,6 @@ from fastsock import _datagram
 from fastsock._connection import _Base, reduce_as_socket
 from fastsock._types import TYPE_CHECKING, Any
 
-
 #: socket(7) does not name it, nor does the socket module
 _SO_MEMINFO = 55
 _DROPS = 8  # SK_MEMINFO_DROPS of linux/sock_diag.h
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
         dropped: int
 
 else:  # typing takes long to import
-    DatagramCounts = namedtuple("DatagramCounts", "truncated dropped")  # noqa: PYI024
+    DatagramCounts = namedtuple("DatagramCounts", "truncated dropped")
 
 DatagramCounts.__doc__ = """What ``UDPServer.datagram_counts()`` returns.
 

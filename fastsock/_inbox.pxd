@@ -22,6 +22,7 @@ cdef class Inbox:
     cdef unsigned int begin, end  # of the headers, those that wait
     cdef unsigned int capacity  # headers
     cdef size_t room  # bytes for each
+    cdef bint largest  # no datagram of this family is larger
     cdef char *memory
     cdef _sys.mmsghdr *headers
     cdef _sys.iovec *pieces

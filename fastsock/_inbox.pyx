@@ -136,12 +136,15 @@ cdef class Inbox:
         return self.end - self.begin
 
     cdef int make_room(self, int family, size_t size) except -1:
-        """Room for datagrams of this size at least."""
-        cdef size_t room = UNIX_ROOM if family == _sys.AF_UNIX else INET_ROOM
+        """Room for datagrams of this size at least, or of any size that there can be."""
+        cdef size_t room = INET_ROOM
         cdef unsigned int index, capacity = BATCH
-        if size > room:
-            room = size
-            capacity = 1  # a program that wants megabytes gets them one by one
+        self.largest = family != _sys.AF_UNIX
+        if family == _sys.AF_UNIX:
+            room = UNIX_ROOM
+            if size > room:
+                room = size
+                capacity = 1  # a program that wants megabytes gets them one by one
         if room == self.room:
             return 0
         self.free_memory()
@@ -181,7 +184,7 @@ cdef class Inbox:
         cdef int error
         # poll(2) may have announced a datagram that is then dropped for its checksum.
         cdef int flags = _sys.MSG_DONTWAIT | _sys.MSG_TRUNC | _sys.MSG_CMSG_CLOEXEC
-        if self.room < size or self.room == 0:
+        if self.room == 0 or (self.room < size and not self.largest):
             own = _name_of(descriptor)
             self.make_room(own.ss_family, size)
         most = min(most, self.capacity)

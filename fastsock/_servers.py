@@ -425,9 +425,7 @@ class UDPServer(TCPServer):
             OSError: as bind(2); the address is its ``filename``.
         """
         if self.receive_buffer_size is not None:
-            self.socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_size
-            )
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_size)
         super().server_bind()
 
     def get_request(self) -> tuple[tuple[bytes, _socket], RetAddress]:  # type: ignore[override]
@@ -441,9 +439,7 @@ class UDPServer(TCPServer):
         data, client_address = self.socket.recvfrom(self.max_packet_size)
         return (data, self.socket), client_address
 
-    def handle_truncated(
-        self, data: bytes, full_length: int, client_address: RetAddress
-    ) -> bool:
+    def handle_truncated(self, data: bytes, full_length: int, client_address: RetAddress) -> bool:
         """Return whether to serve a datagram that was longer than max_packet_size.
 
         Called before ``verify_request()``; if not, the request is shut down. May be overridden.

@@ -31,7 +31,16 @@ NATIVE: dict[str, set[str]] = {
     "_worker": {"_turn", "_genuine"},
     "_inbox": {"_sys", "_channel", "_accept"},
     "_datagram": {"_sys", "_turn", "_genuine", "_channel", "_accept", "_inbox"},
-    "_control": {"_sys", "_clock", "_channel", "_accept", "_worker", "_inbox", "_datagram", "_hooks"},
+    "_control": {
+        "_sys",
+        "_clock",
+        "_channel",
+        "_accept",
+        "_worker",
+        "_inbox",
+        "_datagram",
+        "_hooks",
+    },
     "_leader": {
         "_sys",
         "_clock",
