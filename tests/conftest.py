@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts pytest in the background has it ignore SIGINT, and so would every program
     # that a test starts: Python then leaves the signal as it is.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup(1) has it ignore
     for line in (
         "fastsock_only(reason): a deliberate difference from the standard library",
         "stdlib_since(major, minor): not in the standard library of an older Python",
