@@ -293,7 +293,8 @@ cdef object _into(object sock, object buffer, Py_ssize_t size, int flags, bint n
     try:
         if size == 0:
             size = view.len
-        if size < 0 or size > view.len or (size == 0 and not named):
+        if (size < 0 or size > view.len or (size == 0 and not named)
+                or not _is_ahead(sock, inbox, flags)):  # a __buffer__() may have received it
             return None
         copied = inbox.copy(view.buf, size)
         if flags & _sys.MSG_TRUNC:
@@ -350,8 +351,10 @@ def recvmsg_into(self, buffers, ancbufsize=0, flags=0, /):
     cdef Py_ssize_t copied = 0, size = 0, part
     if ancillary_size < 0 or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvmsg_into(self, buffers, ancillary_size, c_flags)
-    data = inbox.data(inbox.length())
     views = [memoryview(buffer).cast("B") for buffer in buffers]  # with its errors
+    if not _is_ahead(self, inbox, c_flags):  # the iteration may have received it
+        return _SOCKET.recvmsg_into(self, views, ancillary_size, c_flags)
+    data = inbox.data(inbox.length())
     for one in views:
         part = min(<Py_ssize_t> len(one), len(data) - copied)
         one[:part] = data[copied:copied + part]
