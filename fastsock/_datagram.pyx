@@ -38,7 +38,6 @@ cdef enum:
     SENT_WITH_GIL = 1 << 15
     STACK_BUFFER = 16384  # up to this size the C stack takes a datagram
     LARGEST = 1 << 26  # max_packet_size that is received natively
-    NOT_AHEAD = _sys.MSG_ERRQUEUE | _sys.MSG_OOB  # flags of what never is in an inbox
 
 cdef object _SOCKET = GENUINE
 cdef object _fileno = _socket.socket.fileno
@@ -178,7 +177,7 @@ cdef int send_gathered(object sock, Inbox inbox) except -1:
             while index < count:
                 data, address, _, _ = gathered[index]
                 known = inbox.book.find(address)
-                if known == NULL:
+                if known == NULL or not _genuine.unpatched():
                     break
                 pieces[index].iov_base = PyBytes_AS_STRING(data)
                 pieces[index].iov_len = PyBytes_GET_SIZE(data)
@@ -246,7 +245,9 @@ cdef inline bint _is_ahead(object sock, Inbox inbox, int flags) except -1:
     if inbox.gathered:
         send_gathered(sock, inbox)
         waiting = inbox.waiting()
-    return waiting != 0 and not flags & NOT_AHEAD
+    if waiting == 0 or flags & _sys.MSG_ERRQUEUE:
+        return False
+    return not flags & _sys.MSG_OOB or inbox.largest  # which IP ignores and Unix sockets refuse
 
 
 cdef inline int _received(Inbox inbox, int flags) except -1:

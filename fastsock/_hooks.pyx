@@ -40,10 +40,11 @@ cdef class Defaults:
 
     accept: the get_request of the stream servers; receive: that of the datagram servers; the
     others: the BaseServer's methods of these names, and the stream servers' for shutdown_request
-    and close_request; shutdown_datagram, close_datagram: those of the datagram servers. connection: the class of what is accepted; datagram_socket: of what a
-    datagram server receives from. thread_request is ThreadingMixIn.process_request, which is set
-    later. pair: a Python function that unpacks what an
-    overridden get_request returned, with Python's own error messages.
+    and close_request; shutdown_datagram, close_datagram: those of the datagram servers.
+    connection: the class of what is accepted; datagram_socket: of what a datagram server receives
+    from. thread_request is ThreadingMixIn.process_request, which is set later. pair: a Python
+    function that unpacks what an overridden get_request returned, with Python's own error
+    messages.
     """
 
     def __init__(self, *, accept, receive, verify_request, process_request, finish_request,

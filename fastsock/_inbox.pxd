@@ -24,6 +24,7 @@ cdef class Inbox:
     cdef size_t room  # bytes for each
     cdef bint largest  # no datagram of this family is larger
     cdef char *memory
+    cdef size_t mapped  # bytes of it
     cdef _sys.mmsghdr *headers
     cdef _sys.iovec *pieces
     cdef _sys.sockaddr_storage *names

@@ -10,8 +10,18 @@ import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
+from posix.mman cimport (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
 
 from fastsock cimport _sys
 from fastsock._accept cimport peer_address
@@ -20,10 +30,12 @@ from fastsock._channel cimport fail
 cdef enum:
     KNOWN = 256  # addresses; a power of two
     PLACES = 1024
-    # The largest datagram that can come: of IP, and of a Unix socket at the usual
-    # net.core.wmem_max. Pages that no datagram reaches are never touched.
+    # The largest datagram of IP. Pages of its room that no datagram reaches are never touched.
     INET_ROOM = 1 << 16
-    UNIX_ROOM = 1 << 18
+    # What the datagrams of a Unix socket may take of the address space.
+    UNIX_MEMORY = 1 << 26
+    # The largest of those, where the system does not tell.
+    UNIX_ROOM = 1 << 23
     # From one datagram to the next, so that their beginnings do not fall into the same cache set.
     COLOUR = 5 * 64
     CONTROL = 1088  # bytes of ancillary data: 253 descriptors, the most that there can be
@@ -98,6 +110,24 @@ cdef class AddressBook:
         return entry if entry.address == <void *> address else NULL
 
 
+cdef object _unix_room = None
+
+
+cdef size_t _room_of_unix() except 0:
+    """The largest datagram that a Unix socket sends: of its SO_SNDBUF, at most twice wmem_max.
+
+    socket(7): the kernel doubles what a program sets. Privileged ones may go beyond that.
+    """
+    global _unix_room
+    if _unix_room is None:
+        try:
+            with open("/proc/sys/net/core/wmem_max", "rb") as file:
+                _unix_room = max(1 << 16, min(2 * int(file.read()), UNIX_MEMORY))
+        except (OSError, ValueError):
+            return UNIX_ROOM  # no descriptor is left, or another network namespace
+    return _unix_room
+
+
 cdef inline size_t _place(object address) noexcept:
     cdef size_t number = <size_t> <void *> address
     return (number >> 4 ^ number >> 14) & (PLACES - 1)
@@ -115,7 +145,8 @@ cdef class Inbox:
         self.free_memory()
 
     cdef void free_memory(self) noexcept:
-        free(self.memory)
+        if self.memory != NULL:
+            munmap(self.memory, self.mapped)
         free(self.headers)
         free(self.pieces)
         free(self.names)
@@ -139,24 +170,32 @@ cdef class Inbox:
         """Room for datagrams of this size at least, or of any size that there can be."""
         cdef size_t room = INET_ROOM
         cdef unsigned int index, capacity = BATCH
+        cdef void *memory
         self.largest = family != _sys.AF_UNIX
         if family == _sys.AF_UNIX:
-            room = UNIX_ROOM
-            if size > room:
-                room = size
-                capacity = 1  # a program that wants megabytes gets them one by one
+            # A program that wants megabytes gets fewer at a time.
+            room = max(size, _room_of_unix())
+            capacity = max(1, min(capacity, UNIX_MEMORY // room))
         if room == self.room:
             return 0
         self.free_memory()
         if self.book is None:
             self.book = AddressBook()
-        # What no datagram reaches of this stays without pages.
-        self.memory = <char *> malloc(capacity * (room + COLOUR))
+        memory = mmap(NULL, capacity * (room + COLOUR), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if memory == MAP_FAILED and capacity > 1:  # the address space is limited
+            capacity = 1
+            memory = mmap(NULL, room + COLOUR, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError
+        self.memory = <char *> memory
+        self.mapped = capacity * (room + COLOUR)
         self.headers = <_sys.mmsghdr *> calloc(capacity, sizeof(_sys.mmsghdr))
         self.pieces = <_sys.iovec *> calloc(capacity, sizeof(_sys.iovec))
         self.names = <_sys.sockaddr_storage *> calloc(capacity, sizeof(_sys.sockaddr_storage))
         self.controls = <char *> calloc(capacity, CONTROL)
-        if (self.memory == NULL or self.headers == NULL or self.pieces == NULL
+        if (self.headers == NULL or self.pieces == NULL
                 or self.names == NULL or self.controls == NULL):
             self.free_memory()
             raise MemoryError
