@@ -175,7 +175,7 @@ cdef class Inbox:
         if family == _sys.AF_UNIX:
             # A program that wants megabytes gets fewer at a time.
             room = max(size, _room_of_unix())
-            capacity = max(1, min(capacity, UNIX_MEMORY // room))
+            capacity = max(1, min(<size_t> capacity, <size_t> UNIX_MEMORY // room))
         if room == self.room:
             return 0
         self.free_memory()
