@@ -107,6 +107,10 @@ cdef bint known_family(object sock) except -1:
     return family == _sys.AF_INET or family == _sys.AF_INET6 or family == _sys.AF_UNIX
 
 
+cdef bint is_datagram(object sock) except -1:
+    return _number(_TYPE, sock) == _sys.SOCK_DGRAM
+
+
 cdef bint can_accept(object listener) except -1:
     """Whether accept_connection() does just what listener.accept() would."""
     return (type(listener) is _SOCKET and socket.socket is _SOCKET and _genuine.unpatched()

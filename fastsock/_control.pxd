@@ -49,6 +49,8 @@ cdef class Control:
     cdef void took_one(self) noexcept
     cdef void resume(self) noexcept
     cdef bint has_datagrams(self, object server, Defaults defaults) except -1
+    cdef bint find_datagrams(self, object server, Defaults defaults) except -1
+    cdef unsigned int waiting(self) except? 0
     cdef int end_batch(self) except -1
 
 
@@ -57,6 +59,7 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
                            object client_address) except -1
 cdef bint begins_natively(object server, Control control) except -1
 cdef bint accepts_natively(object server, Defaults defaults) except -1
+cdef int serves(object server, bint begins) except -1
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0
 cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
                        Accepted *accepted, bint defer, unsigned int most) except -1

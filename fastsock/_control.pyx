@@ -289,6 +289,18 @@ cdef class Control:
             return self.paused_until == 0 or self.paused_until <= monotonic()
         return False
 
+    cdef bint find_datagrams(self, object server, Defaults defaults) except -1:
+        """As has_datagrams(), also of what the loop of another server has received ahead."""
+        if self.source is None and untouched(server, "fileno", defaults.fileno):
+            sock = server.socket
+            if type(sock) is defaults.datagram_socket and inbox_of(sock).waiting():
+                self.source = sock
+        return self.has_datagrams(server, defaults)
+
+    cdef unsigned int waiting(self) except? 0:
+        """How many datagrams wait that were received ahead."""
+        return 0 if self.source is None else inbox_of(self.source).waiting()
+
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
         cdef object source = self.source
@@ -310,15 +322,44 @@ cdef unsigned int batch_size(object server, Control control, Defaults defaults) 
     Several only if nobody else waits for them: another process, loop or thread that serves the
     same socket would be idle meanwhile, and a child process would serve them once more.
     """
+    cdef Inbox inbox = inbox_of(server.socket)
     if (len(control.wakeups) != 1 or control.singly or not control.is_own(server.socket)
-            or inbox_of(server.socket).watched
+            or inbox.watched or _is_served_twice(server, inbox)
             or not untouched(server, "fileno", defaults.fileno)):
         return 1
     if (untouched(server, "process_request", defaults.process_request)
             or (untouched(server, "process_request", defaults.thread_request)
-                and type(server.max_threads) is not int)):
+                and type(getattr(server, "max_threads", None)) is not int)):
         return BATCH
     return 1
+
+
+# The servers that loops of this process serve.
+cdef list _served = []
+
+
+cdef int serves(object server, bint begins) except -1:
+    """A loop begins, or has ceased, to serve a server."""
+    cdef Py_ssize_t index
+    if begins:
+        _served.append(server)
+        return 0
+    for index in range(len(_served)):
+        if _served[index] is server:  # which may have an __eq__ of its own
+            del _served[index]
+            break
+    return 0
+
+
+cdef bint _is_served_twice(object server, Inbox inbox) except -1:
+    """Whether the loop of another server takes from this socket, or a duplicate of it, too."""
+    if len(_served) > 1:
+        for other in list(_served):
+            if other is not server:
+                sock = getattr(other, "socket", None)
+                if type(sock) is type(server.socket) and inbox_of(sock) is inbox:
+                    return True
+    return False
 
 
 cdef bint accepts_natively(object server, Defaults defaults) except -1:
@@ -389,7 +430,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     try:
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
-            if not accepts_truncated(server, request, length, client_address):
+            if not accepts_truncated(server, defaults, request, length, client_address):
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -438,14 +479,16 @@ cdef object take_datagram(object server, Control control, Defaults defaults, obj
     taken = take(source, inbox, size, most, length)
     if most != 1 and inbox.waiting() and control.source is not source:
         control.source = source
-        if (server.gather_replies
+        if (getattr(server, "gather_replies", False)
                 and untouched(server, "process_request", defaults.process_request)):
             inbox.gatherer = PyThread_get_thread_ident()
     return taken
 
 
-cdef bint accepts_truncated(object server, object request, size_t length,
+cdef bint accepts_truncated(object server, Defaults defaults, object request, size_t length,
                             object client_address) except -1:
+    if untouched(server, "handle_truncated", defaults.handle_truncated):
+        return True
     hook = getattr(server, "handle_truncated", None)
     return hook is None or bool(hook(request[0], length, client_address))
 
@@ -464,7 +507,8 @@ cdef bint begins_natively(object server, Control control) except -1:
     """Whether begin_in_thread() is all that ThreadingMixIn.process_request() would do."""
     cdef Pool pool = control.pool
     return (pool is not None and type(server._threads) is pool.list_class
-            and type(server.max_threads) is not int and bool(server.reuse_threads)
+            and type(getattr(server, "max_threads", None)) is not int
+            and bool(getattr(server, "reuse_threads", True))
             and pool.ready())
 
 

@@ -20,6 +20,7 @@ from fastsock._control cimport (
     Wakeup,
     accepts_natively,
     dispatch_one,
+    serves,
 )
 from fastsock._datagram cimport descriptor_of
 from fastsock._hooks cimport Defaults, untouched
@@ -168,6 +169,7 @@ cdef class Loop:
         entry.own_flag = own_flag
         control.wakeups.append(self.wakeup)
         self.entries.append(entry)
+        serves(server, True)
         if control.pool is not None:
             feeder = (<Pool> control.pool).feeder
             if feeder is not None:
@@ -246,6 +248,7 @@ cdef class Loop:
                 finally:
                     self.leadership = None
         finally:
+            serves(entry.server, False)
             entry.control.wakeups.remove(self.wakeup)
             entry.ended(entry.server)
         return 0
@@ -307,7 +310,7 @@ cdef class Loop:
                 entry.fails(_ebadf())
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
-            if entry.control.has_datagrams(entry.server, self.defaults):
+            if entry.control.find_datagrams(entry.server, self.defaults):
                 self.left_over = True
             slot.fd = descriptor  # poll(2) skips a negative one
             slot += 1
@@ -426,10 +429,14 @@ cdef class Loop:
             if took or (entry.actions_at != NEVER and monotonic() >= entry.actions_at):
                 entry.watch_muted = False
                 entry.server.service_actions()
-                if control.source is not None and (control.pool is None or self.without_leader
-                                                   or self.wait is not None
-                                                   or len(self.entries) > 1):
-                    self.drain(entry)  # or else a leader does
+                if control.source is None:
+                    pass
+                elif len(self.entries) == 1 and (control.pool is None or self.without_leader
+                                                 or self.wait is not None):
+                    self.drain(entry)
+                elif not control.has_datagrams(entry.server, self.defaults):
+                    # A leader has taken them, or the loop one in each pass, beside other servers.
+                    control.end_batch()
                 if self.interval != NEVER:
                     entry.actions_at = monotonic() + self.interval
             elif self.polled[index + 1].revents:
@@ -443,15 +450,19 @@ cdef class Loop:
         request, as ever. Who asks for it in another thread cannot know which that is: what was
         received is served.
         """
+        cdef unsigned int waiting
         while (entry.control.has_datagrams(entry.server, self.defaults)
                and not (entry.stopping()
                         and (entry.own_flag
                              or entry.control.stopped_by == PyThread_get_thread_ident()))):
             PyErr_CheckSignals()
+            waiting = entry.control.waiting()
             if not self.dispatch(entry):
                 break
             if not untouched(entry.server, "service_actions", self.defaults.service_actions):
                 entry.server.service_actions()
+            if entry.control.waiting() >= waiting:
+                break  # another get_request() has been put in place, which takes something else
         entry.control.end_batch()
         return 0
 
@@ -549,7 +560,7 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
             until = sooner(until, control.paused_until)
         milliseconds = _poll_timeout(until)
         slot.revents = 0
-        if control.has_datagrams(server, defaults):
+        if control.find_datagrams(server, defaults):
             ready = 1  # a loop has received them
         elif wait is not None:
             ready = len(wait([slot.fd] if slot.fd >= 0 else [], milliseconds))

@@ -19,4 +19,5 @@ sendto: Any
 sendmsg: Any
 fileno: Any
 detach: Any
+dup: Any
 _real_close: Any

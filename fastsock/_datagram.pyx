@@ -23,11 +23,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastsock cimport _sys
-from fastsock._accept cimport known_family, peer_address
+from fastsock._accept cimport is_datagram, known_family, peer_address
 from fastsock._accept import GENUINE
 from fastsock._channel cimport fail
 from fastsock._genuine cimport Genuine
-from fastsock._inbox cimport BATCH, Inbox, Known
+from fastsock._inbox cimport BATCH, Ancillary, Inbox, Known, Sender
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 
 cdef extern from "Python.h":
@@ -78,7 +78,10 @@ cdef inline bint _takes(object max_packet_size) except -1:
 
 cdef bint can_take(object sock, object max_packet_size) except -1:
     """Whether take() does just what recvfrom() of a DatagramSocket would."""
-    return _takes(max_packet_size)
+    cdef Inbox inbox = inbox_of(sock)
+    if inbox.kind < 0:
+        inbox.kind = is_datagram(sock)  # which a program may have made of a stream
+    return inbox.kind and _takes(max_packet_size)
 
 
 cdef object take(object sock, Inbox inbox, size_t max_packet_size, unsigned int most,
@@ -90,15 +93,19 @@ cdef object take(object sock, Inbox inbox, size_t max_packet_size, unsigned int 
     """
     if not inbox.waiting() and not inbox.fill(descriptor_of(sock), max_packet_size, most):
         return None
+    cdef Sender sender
+    # It is taken before anything is made that may run the collector, and so other code.
+    data = inbox.data(max_packet_size)
     length[0] = inbox.length()
-    taken = (inbox.data(max_packet_size), sock), inbox.address()
+    inbox.sender(&sender)
     inbox.drop()
-    return taken
+    return (data, sock), inbox.name(&sender)
 
 
 cdef bint can_receive(object receiver, object max_packet_size) except -1:
     """Whether receive_datagram() does just what receiver.recvfrom() would."""
-    return (type(receiver) is _SOCKET and _takes(max_packet_size) and known_family(receiver))
+    return (type(receiver) is _SOCKET and _takes(max_packet_size) and known_family(receiver)
+            and is_datagram(receiver))
 
 
 cdef object receive_datagram(object receiver, size_t size, size_t *length):
@@ -161,6 +168,7 @@ cdef int send_gathered(object sock, Inbox inbox) except -1:
     cdef _sys.mmsghdr *headers
     cdef _sys.iovec *pieces
     cdef _sys.sockaddr_storage *names
+    cdef bint genuine = _genuine.unpatched()
     cdef Known *known
     if count == 0:
         return 0
@@ -177,7 +185,7 @@ cdef int send_gathered(object sock, Inbox inbox) except -1:
             while index < count:
                 data, address, _, _ = gathered[index]
                 known = inbox.book.find(address)
-                if known == NULL or not _genuine.unpatched():
+                if known == NULL or not genuine:
                     break
                 pieces[index].iov_base = PyBytes_AS_STRING(data)
                 pieces[index].iov_len = PyBytes_GET_SIZE(data)
@@ -212,8 +220,9 @@ cdef object _send_run(object sock, _sys.mmsghdr *headers, Py_ssize_t first, Py_s
             first += sent
             continue
         error = _sys.errno
-        if error == _sys.EAGAIN or error == _sys.EINTR or error == _sys.ENOSYS:
-            error = 0  # the receiver is full: wait for it, as sendto() does
+        if error in (_sys.EAGAIN, _sys.EINTR, _sys.ENOSYS, _sys.EPERM):
+            # The receiver is full: wait for it, as sendto() does. Or sendmmsg(2) is refused.
+            error = 0
         failed = _send_one(sock, gathered[first], error) or failed
         first += 1
     return failed
@@ -256,6 +265,15 @@ cdef inline int _received(Inbox inbox, int flags) except -1:
     return 0
 
 
+cdef object _data(Inbox inbox, size_t size, int flags):
+    """The first; whole with MSG_TRUNC, which programs use to learn its length."""
+    return inbox.data(max(size, inbox.length()) if flags & _sys.MSG_TRUNC else size)
+
+
+# In all of these nothing that may run Python code comes between the look at the first datagram
+# and its removal: making a tuple may run the collector, and a finalizer receive as well.
+
+
 def recv(self, bufsize, flags=0, /):
     """Receive a datagram of up to bufsize bytes; see ``socket.socket.recv``."""
     cdef Inbox inbox = inbox_of(self)
@@ -263,7 +281,7 @@ def recv(self, bufsize, flags=0, /):
     cdef int c_flags = PyNumber_Index(flags)
     if size <= 0 or not _is_ahead(self, inbox, c_flags):  # socket.recv(0) receives nothing
         return _SOCKET.recv(self, size, c_flags)
-    data = inbox.data(size)
+    data = _data(inbox, size, c_flags)
     _received(inbox, c_flags)
     return data
 
@@ -273,17 +291,20 @@ def recvfrom(self, bufsize, flags=0, /):
     cdef Inbox inbox = inbox_of(self)
     cdef Py_ssize_t size = bufsize
     cdef int c_flags = PyNumber_Index(flags)
+    cdef Sender sender
     if size < 0 or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvfrom(self, size, c_flags)
-    received = inbox.data(size), inbox.address()
+    data = _data(inbox, size, c_flags)
+    inbox.sender(&sender)
     _received(inbox, c_flags)
-    return received
+    return data, inbox.name(&sender)
 
 
 cdef object _into(object sock, object buffer, Py_ssize_t size, int flags, bint named):
     """recv_into() and recvfrom_into() of what is in the inbox; None if it is not to be used."""
     cdef Inbox inbox = inbox_of(sock)
     cdef Py_buffer view
+    cdef Sender sender
     cdef size_t copied
     if not _is_ahead(sock, inbox, flags):
         return None
@@ -300,9 +321,9 @@ cdef object _into(object sock, object buffer, Py_ssize_t size, int flags, bint n
         copied = inbox.copy(view.buf, size)
         if flags & _sys.MSG_TRUNC:
             copied = inbox.length()
-        received = (copied, inbox.address()) if named else copied
+        inbox.sender(&sender)
         _received(inbox, flags)
-        return received
+        return (copied, inbox.name(&sender)) if named else copied
     finally:
         PyBuffer_Release(&view)
 
@@ -319,18 +340,19 @@ def recvfrom_into(self, buffer, nbytes=0, flags=0):
     return _SOCKET.recvfrom_into(self, buffer, nbytes, flags) if received is None else received
 
 
-cdef tuple _with_ancillary(Inbox inbox, object what, size_t size, Py_ssize_t ancbufsize,
-                           int flags):
-    """What recvmsg() and recvmsg_into() return."""
-    cdef int message_flags = 0
-    ancillary = inbox.ancillary(ancbufsize, flags, &message_flags)
-    if inbox.length() > size:
+cdef tuple _taken(Inbox inbox, size_t size, int flags, object data):
+    """(data, ancillary data, flags of the message, its sender, its length); it is received."""
+    cdef Sender sender
+    cdef Ancillary ancillary = inbox.ancillary(flags)
+    cdef int message_flags = ancillary.cut
+    cdef size_t length = inbox.length()
+    if length > size:
         message_flags |= _sys.MSG_TRUNC
     if flags & _sys.MSG_CMSG_CLOEXEC:
         message_flags |= _sys.MSG_CMSG_CLOEXEC
-    received = what, ancillary, message_flags, inbox.address()
+    inbox.sender(&sender)
     _received(inbox, flags)
-    return received
+    return data, ancillary, message_flags, inbox.name(&sender), length
 
 
 def recvmsg(self, bufsize, ancbufsize=0, flags=0, /):
@@ -339,9 +361,14 @@ def recvmsg(self, bufsize, ancbufsize=0, flags=0, /):
     cdef Py_ssize_t size = bufsize
     cdef Py_ssize_t ancillary_size = ancbufsize
     cdef int c_flags = PyNumber_Index(flags)
+    cdef Ancillary ancillary
+    cdef int message_flags
     if size < 0 or ancillary_size < 0 or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvmsg(self, size, ancillary_size, c_flags)
-    return _with_ancillary(inbox, inbox.data(size), size, ancillary_size, c_flags)
+    data, ancillary, message_flags, sender, _ = _taken(inbox, size, c_flags,
+                                                       _data(inbox, size, c_flags))
+    items = ancillary.items(ancillary_size, c_flags)
+    return data, items, message_flags | ancillary.cut, sender
 
 
 def recvmsg_into(self, buffers, ancbufsize=0, flags=0, /):
@@ -349,20 +376,25 @@ def recvmsg_into(self, buffers, ancbufsize=0, flags=0, /):
     cdef Inbox inbox = inbox_of(self)
     cdef Py_ssize_t ancillary_size = ancbufsize
     cdef int c_flags = PyNumber_Index(flags)
+    cdef Ancillary ancillary
+    cdef int message_flags
     cdef Py_ssize_t copied = 0, size = 0, part
     if ancillary_size < 0 or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvmsg_into(self, buffers, ancillary_size, c_flags)
     views = [memoryview(buffer).cast("B") for buffer in buffers]  # with its errors
-    if not _is_ahead(self, inbox, c_flags):  # the iteration may have received it
+    size = sum([len(view) for view in views])
+    # The iteration may have received it.
+    if any([view.readonly for view in views]) or not _is_ahead(self, inbox, c_flags):
         return _SOCKET.recvmsg_into(self, views, ancillary_size, c_flags)
-    data = inbox.data(inbox.length())
-    for one in views:
-        part = min(<Py_ssize_t> len(one), len(data) - copied)
-        one[:part] = data[copied:copied + part]
+    data, ancillary, message_flags, sender, length = _taken(inbox, size, c_flags,
+                                                            inbox.data(inbox.length()))
+    for view in views:
+        part = min(<Py_ssize_t> len(view), len(data) - copied)
+        view[:part] = data[copied:copied + part]
         copied += part
-        size += len(one)
-    copied = inbox.length() if c_flags & _sys.MSG_TRUNC else copied
-    return _with_ancillary(inbox, copied, size, ancillary_size, c_flags)
+    items = ancillary.items(ancillary_size, c_flags)
+    return (length if c_flags & _sys.MSG_TRUNC else copied, items,
+            message_flags | ancillary.cut, sender)
 
 
 cdef inline int _send_gathered_first(object sock, Inbox inbox) except -1:
@@ -375,13 +407,14 @@ cdef inline int _send_gathered_first(object sock, Inbox inbox) except -1:
 
 cdef object _send_known(object sock, Inbox inbox, object data, object address):
     """sendto() of two arguments; natively to who has been received from lately."""
+    cdef bint genuine = _genuine.unpatched()
     cdef Known *known = NULL if inbox.book is None else inbox.book.find(address)
     cdef Known receiver
     cdef Py_buffer view
     cdef Py_ssize_t sent
     cdef int error, descriptor
     cdef int flags = _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL
-    if known == NULL or not _genuine.unpatched():
+    if known == NULL or not genuine:
         return _SOCKET.sendto(sock, data, address)
     receiver = known[0]  # what follows may change the table
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -448,15 +481,38 @@ def fileno(self):
 
 
 def detach(self):
-    """Give the descriptor away without closing it; see ``socket.socket.detach``."""
-    _send_gathered_first(self, inbox_of(self))
+    """Give the descriptor away without closing it; see ``socket.socket.detach``.
+
+    Datagrams that wait here are lost: nothing can be put back into the kernel.
+    """
+    cdef Inbox inbox = inbox_of(self)
+    _send_gathered_first(self, inbox)
+    _leave(self, inbox)
     return _SOCKET.detach(self)
+
+
+def dup(self):
+    """Duplicate; see ``socket.socket.dup``. Both receive what waits here, each datagram once."""
+    cdef Inbox inbox = inbox_of(self)
+    duplicate = _SOCKET.dup(self)
+    duplicate._inbox = inbox
+    inbox.users += 1
+    return duplicate
+
+
+cdef int _leave(object sock, Inbox inbox) except -1:
+    """A socket has no descriptor any more; the last one drops what waits."""
+    sock._inbox = Inbox()
+    inbox.users -= 1
+    if inbox.users == 0:
+        inbox.abandon()
+    return 0
 
 
 def _real_close(self):
     cdef Inbox inbox = inbox_of(self)
     try:
-        _send_gathered_first(self, inbox_of(self))
+        _send_gathered_first(self, inbox)
     finally:
-        inbox.abandon()
+        _leave(self, inbox)
         _SOCKET._real_close(self)

@@ -70,6 +70,7 @@ class DatagramSocket(_Base):
         sendmsg = _datagram.sendmsg
         fileno = _datagram.fileno
         detach = _datagram.detach
+        dup = _datagram.dup
         _real_close = _datagram._real_close
 
     def __reduce_ex__(self, protocol: Any) -> Any:

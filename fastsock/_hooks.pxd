@@ -13,6 +13,7 @@ cdef class Defaults:
     cdef object datagram_socket
     cdef object shutdown_datagram
     cdef object close_datagram
+    cdef object handle_truncated
     cdef public object thread_request  # ThreadingMixIn.process_request
     cdef public object thread_target  # ThreadingMixIn.process_request_thread
     cdef object pair

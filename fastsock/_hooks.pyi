@@ -21,5 +21,6 @@ class Defaults:
         datagram_socket: type,
         shutdown_datagram: Callable[..., Any],
         close_datagram: Callable[..., Any],
+        handle_truncated: Callable[..., Any],
         pair: Callable[[Any], tuple[Any, Any]],
     ) -> None: ...

@@ -40,7 +40,8 @@ cdef class Defaults:
 
     accept: the get_request of the stream servers; receive: that of the datagram servers; the
     others: the BaseServer's methods of these names, and the stream servers' for shutdown_request
-    and close_request; shutdown_datagram, close_datagram: those of the datagram servers.
+    and close_request; shutdown_datagram, close_datagram, handle_truncated: those of the datagram
+    servers.
     connection: the class of what is accepted; datagram_socket: of what a datagram server receives
     from. thread_request is ThreadingMixIn.process_request, which is set later. pair: a Python
     function that unpacks what an overridden get_request returned, with Python's own error
@@ -49,7 +50,8 @@ cdef class Defaults:
 
     def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
                  handle_request_noblock, shutdown_request, close_request, service_actions,
-                 fileno, connection, datagram_socket, shutdown_datagram, close_datagram, pair):
+                 fileno, connection, datagram_socket, shutdown_datagram, close_datagram,
+                 handle_truncated, pair):
         self.accept = accept
         self.receive = receive
         self.verify_request = verify_request
@@ -64,6 +66,7 @@ cdef class Defaults:
         self.datagram_socket = datagram_socket
         self.shutdown_datagram = shutdown_datagram
         self.close_datagram = close_datagram
+        self.handle_truncated = handle_truncated
         self.pair = pair
 
 

@@ -7,10 +7,11 @@ Threads: all under the GIL. Nothing here gives it up: no call of this module wai
 """
 
 import os
+import weakref
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS,
@@ -38,7 +39,8 @@ cdef enum:
     UNIX_ROOM = 1 << 23
     # From one datagram to the next, so that their beginnings do not fall into the same cache set.
     COLOUR = 5 * 64
-    CONTROL = 1088  # bytes of ancillary data: 253 descriptors, the most that there can be
+    CONTROL = 2048  # bytes of ancillary data: 253 descriptors are the most that there can be
+    SCM_PIDFD = 4  # linux/socket.h; not in the C library's headers yet
 
 # Where a seccomp filter, or the kernel, refuses recvmmsg(2): datagrams come one by one.
 cdef bint _refused = False
@@ -47,9 +49,16 @@ cdef bint _refused = False
 cdef unsigned long _generation = 0
 
 
+# The inboxes of this process.
+cdef object _inboxes = weakref.WeakSet()
+
+
 def _after_fork_in_child():
     global _generation
+    cdef Inbox inbox
     _generation += 1
+    for inbox in list(_inboxes):
+        inbox.waiting()  # which closes this process's copies of passed descriptors
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -139,6 +148,9 @@ cdef class Inbox:
     def __cinit__(self):
         self.generation = _generation
         self.gathered = []
+        self.kind = -1
+        self.users = 1
+        _inboxes.add(self)
 
     def __dealloc__(self):
         self.abandon()
@@ -175,7 +187,7 @@ cdef class Inbox:
         if family == _sys.AF_UNIX:
             # A program that wants megabytes gets fewer at a time.
             room = max(size, _room_of_unix())
-            capacity = max(1, min(<size_t> capacity, <size_t> UNIX_MEMORY // room))
+            capacity = max(<size_t> 1, min(<size_t> capacity, <size_t> UNIX_MEMORY // room))
         if room == self.room:
             return 0
         self.free_memory()
@@ -226,10 +238,11 @@ cdef class Inbox:
         if self.room == 0 or (self.room < size and not self.largest):
             own = _name_of(descriptor)
             self.make_room(own.ss_family, size)
-        most = min(most, self.capacity)
+        most = 1 if self.passes else min(most, self.capacity)
         for index in range(most):
             self.headers[index].msg_hdr.msg_namelen = sizeof(_sys.sockaddr_storage)
-            self.headers[index].msg_hdr.msg_controllen = CONTROL
+            # One by itself is served, and what came along is nobody's: the kernel drops it.
+            self.headers[index].msg_hdr.msg_controllen = CONTROL if most > 1 else 0
             self.headers[index].msg_hdr.msg_flags = 0
         if most > 1 and not _refused:
             count = _sys.recvmmsg(descriptor, self.headers, most, flags, NULL)
@@ -245,6 +258,9 @@ cdef class Inbox:
         else:
             count = self.one_by_one(descriptor, most, flags)
         for index in range(<unsigned int> count):
+            if self.headers[index].msg_hdr.msg_controllen:
+                # They count against RLIMIT_NOFILE, which peers should not be able to exhaust.
+                self.passes = self.passes or _passes(&self.headers[index].msg_hdr)
             # A path of the greatest length comes without its end.
             if self.headers[index].msg_hdr.msg_namelen < sizeof(_sys.sockaddr_storage):
                 (<char *> &self.names[index])[self.headers[index].msg_hdr.msg_namelen] = 0
@@ -278,11 +294,15 @@ cdef class Inbox:
         cdef size_t size = min(min(self.length(), self.room), most)
         return PyBytes_FromStringAndSize(<char *> self.pieces[self.begin].iov_base, size)
 
-    cdef object address(self):
-        cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
-        if message.msg_namelen == 0:  # of an unnamed Unix socket
-            return None
-        return self.book.name(&self.names[self.begin], message.msg_namelen)
+    cdef void sender(self, Sender *sender) noexcept:
+        """Who sent it; to be had before drop(), while no Python code runs."""
+        sender.length = self.headers[self.begin].msg_hdr.msg_namelen
+        memcpy(&sender.raw, &self.names[self.begin],
+               min(<size_t> sender.length + 1, sizeof(sender.raw)))  # with its end
+
+    cdef object name(self, Sender *sender):
+        """The address of a sender. Making it may run Python code, a finalizer say."""
+        return None if sender.length == 0 else self.book.name(&sender.raw, sender.length)
 
     cdef size_t copy(self, void *buffer, size_t size) noexcept:
         """Copy up to size bytes; return how many."""
@@ -290,48 +310,29 @@ cdef class Inbox:
         memcpy(buffer, self.pieces[self.begin].iov_base, size)
         return size
 
-    cdef list ancillary(self, size_t most, int flags, int *cut):
-        """[(level, type, data)], as recvmsg(2) with a buffer of ``most`` bytes would bring it.
-
-        flags: those of the call. cut: gets MSG_CTRUNC if something did not fit. Descriptors are
-        the caller's from here on, or copies of them with MSG_PEEK.
-        """
+    cdef Ancillary ancillary(self, int flags):
+        """What came along, with the descriptors in there; copies of them with MSG_PEEK."""
+        cdef Ancillary taken = Ancillary.__new__(Ancillary)
         cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
-        cdef _sys.cmsghdr *item
-        cdef size_t size, header = _sys.CMSG_LEN(0)
-        cdef bint passes_descriptors
-        cdef list found = []
-        cut[0] = message.msg_flags & _sys.MSG_CTRUNC
+        taken.cut = message.msg_flags & _sys.MSG_CTRUNC
         if message.msg_controllen == 0:
-            return found
-        item = _sys.CMSG_FIRSTHDR(message)
-        while item != NULL:
-            passes_descriptors = (item.cmsg_level == _sys.SOL_SOCKET
-                                  and item.cmsg_type == _sys.SCM_RIGHTS)
-            size = item.cmsg_len - header
-            if header + size > most:
-                cut[0] = _sys.MSG_CTRUNC
-                size = most - header if most > header else 0
-                if passes_descriptors:
-                    size -= size % sizeof(int)
-                if size == 0:
-                    break
-            if passes_descriptors:
-                data = _hand_out(<int *> _sys.CMSG_DATA(item), size // sizeof(int),
-                                 item.cmsg_len - header, flags)
-                if not flags & _sys.MSG_PEEK:
-                    item.cmsg_type = 0  # no descriptors to be closed any more
-                found.append((_sys.SOL_SOCKET, _sys.SCM_RIGHTS, data))
-            else:
-                data = PyBytes_FromStringAndSize(<char *> _sys.CMSG_DATA(item), size)
-                found.append((item.cmsg_level, item.cmsg_type, data))
-            most -= min(most, _sys.CMSG_SPACE(size))
-            item = _sys.CMSG_NXTHDR(message, item)
-        return found
+            return taken
+        taken.message.msg_control = malloc(message.msg_controllen)
+        if taken.message.msg_control == NULL:
+            raise MemoryError
+        memcpy(taken.message.msg_control, message.msg_control, message.msg_controllen)
+        taken.message.msg_controllen = message.msg_controllen
+        if flags & _sys.MSG_PEEK:
+            _duplicate_all(&taken.message)
+        else:
+            message.msg_controllen = 0
+        return taken
 
     cdef int drop(self) noexcept:
         """It is received: the next one is the first. Descriptors that nobody took are closed."""
         cdef _sys.msghdr *message = &self.headers[self.begin].msg_hdr
+        if self.begin == self.end:
+            return 0
         if message.msg_controllen:
             _close_all(message)
         self.begin += 1
@@ -352,34 +353,94 @@ cdef _sys.sockaddr_storage _name_of(int descriptor) noexcept:
     return name
 
 
-cdef object _hand_out(const int *descriptors, size_t count, size_t size, int flags):
-    """The bytes of ``count`` descriptors that were received with FD_CLOEXEC; others are closed."""
-    cdef size_t index, all_of_them = size // sizeof(int)
-    cdef int copied
-    cdef bytearray handed_out = bytearray()
-    cdef bint closing = flags & _sys.MSG_CMSG_CLOEXEC
-    for index in range(all_of_them):
-        copied = descriptors[index]
-        if flags & _sys.MSG_PEEK:
-            if index >= count:
-                break
-            copied = _sys.fcntl(copied, _sys.F_DUPFD_CLOEXEC if closing else _sys.F_DUPFD, 0)
-            if copied < 0:
-                break
-        elif index >= count:
-            _sys.close(copied)
-            continue
-        elif not closing:
-            _sys.fcntl(copied, _sys.F_SETFD, 0)  # as recvmsg(2) leaves it
-        handed_out += (<char *> &copied)[:sizeof(int)]
-    return bytes(handed_out)
+cdef class Ancillary:
+    """Ancillary data that was received, and the descriptors in it that nobody has taken yet."""
+
+    def __dealloc__(self):
+        if self.message.msg_control != NULL:
+            _close_all(&self.message)
+            free(self.message.msg_control)
+
+    cdef list items(self, size_t most, int flags):
+        """[(level, type, data)], as recvmsg(2) with a buffer of ``most`` bytes would bring it.
+
+        flags: those of the call. Sets ``cut`` if something does not fit. Descriptors are the
+        caller's from here on.
+        """
+        cdef _sys.cmsghdr *item
+        cdef size_t size, header = _sys.CMSG_LEN(0)
+        cdef list found = []
+        if self.message.msg_controllen == 0:
+            return found
+        item = _sys.CMSG_FIRSTHDR(&self.message)
+        while item != NULL:
+            size = item.cmsg_len - header
+            if header + size > most:
+                self.cut = _sys.MSG_CTRUNC
+                size = most - header if most > header else 0
+                if _is_descriptors(item):
+                    size -= size % sizeof(int)
+                if size == 0:
+                    break
+            number = item.cmsg_type
+            data = PyBytes_FromStringAndSize(<char *> _sys.CMSG_DATA(item), size)
+            found.append((item.cmsg_level, number, data))
+            if _is_descriptors(item):
+                _hand_over(item, size // sizeof(int), flags & _sys.MSG_CMSG_CLOEXEC)
+            most -= min(most, _sys.CMSG_SPACE(size))
+            item = _sys.CMSG_NXTHDR(&self.message, item)
+        return found
+
+
+cdef bint _is_descriptors(_sys.cmsghdr *item) noexcept:
+    return (item.cmsg_level == _sys.SOL_SOCKET
+            and (item.cmsg_type == _sys.SCM_RIGHTS or item.cmsg_type == SCM_PIDFD))
+
+
+cdef size_t _count(_sys.cmsghdr *item) noexcept:
+    return (item.cmsg_len - _sys.CMSG_LEN(0)) // sizeof(int)
+
+
+cdef bint _passes(_sys.msghdr *message) noexcept:
+    cdef _sys.cmsghdr *item = _sys.CMSG_FIRSTHDR(message)
+    while item != NULL:
+        if _is_descriptors(item):
+            return True
+        item = _sys.CMSG_NXTHDR(message, item)
+    return False
+
+
+cdef void _hand_over(_sys.cmsghdr *item, size_t count, bint closing) noexcept:
+    """The first ``count`` descriptors are the program's; the others are closed."""
+    cdef int *descriptors = <int *> _sys.CMSG_DATA(item)
+    cdef size_t index
+    for index in range(_count(item)):
+        if index >= count:
+            _sys.close(descriptors[index])
+        elif not closing and item.cmsg_type == _sys.SCM_RIGHTS:
+            _sys.fcntl(descriptors[index], _sys.F_SETFD, 0)  # as recvmsg(2) leaves it
+    item.cmsg_type = 0  # no descriptors to be closed any more
+
+
+cdef void _duplicate_all(_sys.msghdr *message) noexcept:
+    """Put copies in the place of descriptors (-1 where none are left)."""
+    cdef _sys.cmsghdr *item = _sys.CMSG_FIRSTHDR(message)
+    cdef int *descriptors
+    cdef size_t index, count
+    while item != NULL:
+        if _is_descriptors(item):
+            descriptors = <int *> _sys.CMSG_DATA(item)
+            count = _count(item)
+            for index in range(count):
+                descriptors[index] = _sys.fcntl(descriptors[index], _sys.F_DUPFD_CLOEXEC, 0)
+        item = _sys.CMSG_NXTHDR(message, item)
 
 
 cdef void _close_all(_sys.msghdr *message) noexcept:
     cdef _sys.cmsghdr *item = _sys.CMSG_FIRSTHDR(message)
     cdef size_t index
     while item != NULL:
-        if item.cmsg_level == _sys.SOL_SOCKET and item.cmsg_type == _sys.SCM_RIGHTS:
-            for index in range((item.cmsg_len - _sys.CMSG_LEN(0)) // sizeof(int)):
+        if _is_descriptors(item):
+            for index in range(_count(item)):
                 _sys.close((<int *> _sys.CMSG_DATA(item))[index])
         item = _sys.CMSG_NXTHDR(message, item)

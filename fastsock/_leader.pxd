@@ -28,6 +28,7 @@ cdef class Leadership(Feeder):
     cdef object error  # what the loop has to raise
     cdef PyThread_type_lock away  # held by the worker while it takes a request
     cdef Inbox inbox  # of a datagram server, or None
+    cdef bint ahead  # datagrams wait in there; read without the GIL
     cdef int listener  # that the worker polls, for the loop to look at
     cdef bint polling  # the worker waits for a request
     cdef int absent  # looks in a row that found it not to want the GIL

@@ -198,7 +198,7 @@ cdef class Leadership(Feeder):
 
     cdef bint has_ahead(self) noexcept nogil:
         """Whether datagrams wait that were received ahead."""
-        return self.inbox is not None and self.inbox.begin != self.inbox.end
+        return self.ahead
 
     cdef int dismiss(self) except -1:
         """No request is taken by the leader once this has returned; in any thread."""
@@ -266,14 +266,17 @@ cdef class Leadership(Feeder):
         cdef Defaults defaults = self.defaults
         if accepts_natively(server, defaults):
             self.inbox = None
+            self.ahead = False
             return self.control.is_own(server.socket)
         sock = server.socket
         if (type(sock) is not defaults.datagram_socket
                 or not untouched(server, "get_request", defaults.receive)
                 or not can_take(sock, server.max_packet_size)
+                or not untouched(server, "handle_truncated", defaults.handle_truncated)
                 or batch_size(server, self.control, defaults) != BATCH):
             return False
         self.inbox = inbox_of(sock)
+        self.ahead = self.inbox.waiting() != 0
         return True
 
     cdef bint feed(self, Worker worker) except -1:
@@ -371,6 +374,7 @@ cdef class Leadership(Feeder):
             dispatch_one(self.server, self.control, self.defaults, True, NULL, False, 0)
         finally:
             pool.feeding = None
+            self.ahead = self.inbox.waiting() != 0
             if worker.thread is None:
                 worker.forget()
         return self.control.broken is None

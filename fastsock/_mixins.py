@@ -294,13 +294,16 @@ class ThreadingMixIn:
         if self.block_on_close and "_threads" not in vars(self):
             self._threads = _Threads()
         target: Callable[..., object] = self.process_request_thread
-        slots, most = None, 0
-        if type(self.max_threads) is int and self.max_threads > 0:
-            slots, most = _slots_of(self), self.max_threads
+        # Not attributes of socketserver's: a class that borrows this method has none of them.
+        most = getattr(self, "max_threads", None)
+        reuse = getattr(self, "reuse_threads", True)
+        slots = None
+        if type(most) is int and most > 0:
+            slots = _slots_of(self)
             slots.wait(most)  # where there is no loop to do so
             target = slots.counted(target)
         pool = None
-        if self.reuse_threads and _threads.can_reuse():
+        if reuse and _threads.can_reuse():
             pool = _pool_of(self)
             control = _control_of(self)
             if (
@@ -331,7 +334,7 @@ class ThreadingMixIn:
             if isinstance(error, Exception):
                 _start_failed(self)
             raise
-        if slots is not None and slots.running >= most:
+        if slots is not None and most is not None and slots.running >= most:
             slots.clear()
             control = _control_of(self)
             if control is not None and control.hold(slots) and slots.running < most:
@@ -369,7 +372,7 @@ def _pool_of(server: Any) -> _worker.Pool:
     attributes = vars(server)
     pool: _worker.Pool | None = attributes.get("_fastsock_threads")
     if pool is None or pool.closed:  # by the server_close() of a copy
-        seconds = server.thread_idle_timeout
+        seconds = getattr(server, "thread_idle_timeout", None)
         if not isinstance(seconds, int | float):
             seconds = ThreadingMixIn.thread_idle_timeout
         pool = attributes["_fastsock_threads"] = _threads.make_pool(seconds, _Threads)

@@ -328,6 +328,9 @@ class TCPServer(BaseServer):
             and self.address_family in (socket.AF_INET, socket.AF_INET6)
         ):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Here, since UDPServer has no server_bind() of its own in the standard library.
+        if isinstance(self, UDPServer) and self.receive_buffer_size is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_size)
         try:
             self.socket.bind(self.server_address)
         except OSError as error:
@@ -417,16 +420,6 @@ class UDPServer(TCPServer):
     max_packet_size: ClassVar[int] = 8192
     receive_buffer_size: int | None = None
     gather_replies: bool = False
-
-    def server_bind(self) -> None:
-        """Set receive_buffer_size; for the rest as ``TCPServer.server_bind()``.
-
-        Raises:
-            OSError: as bind(2); the address is its ``filename``.
-        """
-        if self.receive_buffer_size is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_size)
-        super().server_bind()
 
     def get_request(self) -> tuple[tuple[bytes, _socket], RetAddress]:  # type: ignore[override]
         """Receive a datagram: return ((data, socket), client_address). May be overridden.
@@ -599,5 +592,6 @@ _DEFAULTS = Defaults(
     datagram_socket=DatagramSocket,
     shutdown_datagram=UDPServer.shutdown_request,
     close_datagram=UDPServer.close_request,
+    handle_truncated=UDPServer.handle_truncated,
     pair=_pair,
 )

@@ -123,6 +123,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SCM_RIGHTS
         SHUT_WR
         SOCK_CLOEXEC
+        SOCK_DGRAM
         SOL_SOCKET
 
 cdef extern from "<netinet/in.h>" nogil:

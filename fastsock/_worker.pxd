@@ -40,6 +40,7 @@ cdef class Pool:
     cdef Worker newest  # that was given a request
     cdef Feeder feeder  # asked by a worker before it rests, or None
     cdef bint patient  # the request to begin may wait for a moment
+    cdef bint in_vain  # it has waited for one, and none has rested since
     cdef bint awaits_rest  # the loop waits for a worker to rest
     cdef PyThread_type_lock rested  # held by the loop, released by who rests; or NULL
     cdef Worker feeding  # in whose own thread its next request is begun

@@ -260,6 +260,7 @@ cdef class Worker:
                     return
                 microseconds = <long long> (min(max(pool.idle_timeout, 0), TIMEOUT_MAX) * 1e6)
                 rest.append(self)
+                pool.in_vain = False
                 if pool.awaits_rest:
                     pool.awaits_rest = False
                     PyThread_release_lock(pool.rested)
@@ -477,8 +478,14 @@ cdef class Pool:
         return 0
 
     cdef bint await_rest(self, list rest) except -1:
-        """Wait a moment until a worker rests; whether one does."""
+        """Wait a moment until a worker rests; whether one does.
+
+        Not again after a moment in vain before one has rested: handlers that wait for something
+        would let the rest of a burst wait too, and be lost.
+        """
         cdef bint released
+        if self.in_vain or self.awaits_rest:  # one waits at a time: there is one lock to release
+            return bool(rest)
         if self.rested == NULL:
             self.rested = PyThread_allocate_lock()
             if self.rested == NULL:
@@ -491,8 +498,9 @@ cdef class Pool:
             await_turn()
         turn_over()
         if not released and not self.awaits_rest:
-            PyThread_acquire_lock(self.rested, 1)  # it was released after the moment had passed
+            PyThread_acquire_lock(self.rested, 0)  # it was released after the moment had passed
         self.awaits_rest = False
+        self.in_vain = not rest
         return bool(rest)
 
     cdef int await_begun(self) except -1:
