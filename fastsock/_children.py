@@ -32,6 +32,10 @@ class Children:
         """The epoll's descriptor; -1 while there is none."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
+    def is_over(self) -> bool:
+        """Whether a child has ended; the loop asks when this is readable."""
+        return True
+
     @property
     def pids(self) -> AbstractSet[int]:
         """The children that are watched."""

@@ -180,7 +180,7 @@ cdef class Control:
         service_actions() runs then, which may hold again. Returns False, and holds nothing,
         where no loop runs in the calling thread that could wait for it.
 
-        instead: an object with fileno().
+        instead: an object with fileno(), and with is_over(), which is asked when it is readable.
         """
         if self.serves_here():
             self.held = instead

@@ -412,9 +412,10 @@ cdef class Loop:
             holding = entry.holding if entry.holding is not None else control.held
             if holding is not None and (events or control.held is not holding
                                         or holding.fileno() < 0):
-                if control.held is holding:
-                    control.held = None
-                took = True
+                if control.held is not holding or holding.fileno() < 0 or holding.is_over():
+                    if control.held is holding:
+                        control.held = None
+                    took = True
             elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
             elif events and (index == 1 or self.is_current(entry, index)):

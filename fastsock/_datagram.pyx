@@ -61,6 +61,11 @@ def initialised(sock):
     sock._inbox = Inbox()
 
 
+def waiting(sock):
+    """How many datagrams a DatagramSocket holds that were received ahead."""
+    return inbox_of(sock).waiting()
+
+
 def genuine():
     """Whether what a DatagramSocket does in its own way is what the program means by a socket."""
     return _genuine is not None and socket.socket is _SOCKET and _genuine.unpatched()

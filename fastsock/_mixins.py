@@ -336,6 +336,7 @@ class ThreadingMixIn:
             raise
         if slots is not None and most is not None and slots.running >= most:
             slots.clear()
+            slots.most = most
             control = _control_of(self)
             if control is not None and control.hold(slots) and slots.running < most:
                 slots.wake()  # one has ended meanwhile

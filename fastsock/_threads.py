@@ -272,11 +272,20 @@ class Slots:
 
     def __init__(self) -> None:
         self.running = 0
+        self.most = 0  # as of the last time that the loop began to wait
         self.process = os.getpid()
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
         return self._event
+
+    def is_over(self) -> bool:
+        """Whether one has ended; the loop asks when this is readable.
+
+        It may be late to be so: who has ended counts that, and only then writes.
+        """
+        self.clear()
+        return self.running < self.most
 
     def counted(self, target: Callable[..., object]) -> Callable[..., object]:
         """The target, counted from now on until it has run."""

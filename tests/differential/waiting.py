@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import select
@@ -62,11 +63,17 @@ class Waits:
     def pending(self) -> bool:
         """Whether a connection or a datagram waits to be taken."""
         try:
-            descriptor = self.server.socket.fileno()
+            # Past the method of a DatagramSocket, which takes it for a program that polls.
+            descriptor = _socket.socket.fileno(self.server.socket)
         except AttributeError:
             return False
         if descriptor < 0:
             return False
+        if hasattr(self.server.socket, "_inbox"):
+            from fastsock import _datagram
+
+            if _datagram.waiting(self.server.socket):
+                return True
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
         return bool(poller.poll(0))

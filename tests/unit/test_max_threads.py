@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -79,6 +80,22 @@ def test_no_more_than_so_many_at_a_time(server: Server) -> None:
             assert receive(client) == b"hello\n"
         close(clients)
     assert server.most == 2
+
+
+def test_the_end_of_a_request_is_told_late(server: Server) -> None:
+    """When the loop has counted it already and taken another: that is no place for one more."""
+    with serving(server, 60.0):
+        clients = asking(server, 3)
+        wait_until(lambda: server.handling == 2)
+        slots = vars(server)["_fastsock_slots"]
+        wait_until(lambda: slots.most == 2)
+        slots.wake()
+        wait_until(lambda: not select.select([slots], [], [], 0)[0])
+    assert server.accepted == 2
+    server.go_on.release(2)
+    for client in clients[:2]:
+        assert receive(client) == b"hello\n"
+    close(clients)
 
 
 def test_shutdown_with_a_full_house(server: Server) -> None:
