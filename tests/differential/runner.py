@@ -121,9 +121,12 @@ class Run(Waits):
         silent = sender.spec.kind == "silent" and not self.program.short_timeout
         while True:
             self.pump()
+            # Before the look at what is pending: who is done has been taken, and a child that was
+            # may wait for the end of a silent client.
+            over = self.done(sender)
             if silent and isinstance(sender, StreamClient) and not self.pending():
                 sender.shut_down()
-            if self.done(sender):
+            if over:
                 return
             if self.serving.ended and self.left_alone(sender):
                 return
