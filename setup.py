@@ -46,14 +46,23 @@ class BuildWhatChanged(build_ext):
         super().build_extension(ext)
 
 
-modules = cythonize(
-    [
-        Extension(f"fastsock.{source.stem}", [str(source)])
-        for source in sorted(Path("fastsock").glob("*.pyx"))
-    ],
-    compiler_directives=DIRECTIVES,
-    build_dir="build/cython",
-)
+def cythonized(package):
+    """An extension for each .pyx of a package."""
+    return cythonize(
+        [
+            Extension(
+                f"{package}.{source.stem}",
+                [str(source)],
+                extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function"],
+            )
+            for source in sorted(Path(*package.split(".")).glob("*.pyx"))
+        ],
+        compiler_directives=DIRECTIVES,
+        build_dir="build/cython",
+    )
+
+
+modules = cythonized("fastsock")
 setup(
     ext_modules=[
         # All in one shared object: fastsock/_native.py says why, and loads them from it.
@@ -62,7 +71,8 @@ setup(
             [source for module in modules for source in module.sources],
             depends=[dependency for module in modules for dependency in module.depends],
             extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function"],
-        )
+        ),
+        *cythonized("fastsock.bench"),
     ],
     cmdclass={"build_ext": BuildWhatChanged} if INCREMENTAL else {},
 )

@@ -1,4 +1,4 @@
-"""``python -m fastsock``: demo | run."""
+"""``python -m fastsock``: demo | run | bench."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ def main(arguments: list[str]) -> int | str | None:
         from fastsock import _run
 
         return _run.main(arguments[1:])
+    if arguments[:1] == ["bench"]:  # has an argument parser of its own
+        from fastsock.bench import _cli
+
+        return _cli.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m fastsock", description="Python's socketserver on a Cython core."
     )
@@ -23,6 +27,11 @@ def main(arguments: list[str]) -> int | str | None:
         "run",
         help="run a program with fastsock in the place of socketserver",
         usage="python -m fastsock run [-m] target [args ...]",
+    )
+    commands.add_parser(
+        "bench",
+        help="measure the standard library's servers, fastsock's, and others",
+        usage="python -m fastsock bench [--help] ...",
     )
     demo = commands.add_parser(
         "demo", help="talk to the documented example servers, then compare two rates"

@@ -64,6 +64,59 @@ NATIVE: dict[str, set[str]] = {
         "_datagram",
     },
 }
+# The benchmark, which uses the package as anybody does. Its scenarios and peers are programs.
+BENCH: dict[str, set[str]] = {
+    "bench.__init__": set(),
+    "bench._results": set(),
+    "bench._calls": {"_sys"},
+    "bench._histogram": set(),
+    "bench._response": {"bench._calls"},
+    "bench._load_base": {"_sys", "_clock", "bench._calls", "bench._histogram"},
+    "bench._load_streams": {
+        "_sys",
+        "_clock",
+        "bench._calls",
+        "bench._histogram",
+        "bench._load_base",
+        "bench._response",
+    },
+    "bench._load_datagrams": {
+        "_sys",
+        "_clock",
+        "bench._calls",
+        "bench._histogram",
+        "bench._load_base",
+    },
+    "bench._load": {
+        "bench._histogram",
+        "bench._load_base",
+        "bench._load_streams",
+        "bench._load_datagrams",
+    },
+    "bench._scenarios": {"bench._results"},
+    "bench._serve": {"__init__"},
+    "bench._client": {"bench._load"},
+    "bench._machine": {"__init__", "bench._results", "bench._scenarios"},
+    "bench._measure": {"bench._machine", "bench._results", "bench._scenarios"},
+    "bench._report": {"bench._results"},
+    "bench._progress": {"bench._report"},
+    "bench._chart": {"bench._results", "bench._report"},
+    "bench._compare": {"bench._results", "bench._report"},
+    "bench._cli": {
+        "bench._results",
+        "bench._scenarios",
+        "bench._measure",
+        "bench._report",
+        "bench._progress",
+        "bench._chart",
+        "bench._compare",
+    },
+    **{
+        f"bench.{path.parent.name}.{path.stem}": set()
+        for folder in ("peers", "scenarios")
+        for path in sorted((SOURCE / "bench" / folder).glob("*.py"))
+    },
+}
 LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_types": set(),
@@ -118,7 +171,17 @@ LAYERS: dict[str, set[str]] = {
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:
     "_demo": {"__init__"},
-    "__main__": {"__init__", "_run", "_demo"},
+    **BENCH,
+    "__main__": {"__init__", "_run", "_demo", "bench._cli"},
+}
+# What is imported where the installed package has no dependency on it:
+EXTRAS = {
+    "bench._report": {"rich"},
+    "bench._progress": {"rich"},
+    "bench._compare": {"rich"},
+    "bench._chart": {"matplotlib"},
+    "bench.peers.asynchronous": {"uvloop"},
+    "bench.peers.green": {"gevent"},
 }
 CYTHON = {"cpython", "cython", "libc", "posix"}  # what Cython itself brings along
 SUFFIXES = {".py", ".pyx", ".pxd"}
@@ -181,6 +244,10 @@ def inside(imported: Import, modules: set[str]) -> str | None:
     package, _, module = imported[0].partition(".")
     if package != "fastsock":
         return None
+    if f"{module}.{imported[1]}" in modules:
+        return f"{module}.{imported[1]}"
+    if f"{module}.__init__" in modules:
+        return f"{module}.__init__"
     if module:
         return module
     return imported[1] if imported[1] in modules else "__init__"
@@ -207,7 +274,9 @@ def violations(folder: Path) -> list[str]:
         if module not in LAYERS:
             found.append(f"{module}: unknown; add it to the table LAYERS in tests/test_layers.py")
             continue
-        outside = sys.stdlib_module_names | (CYTHON if module in NATIVE else set())
+        outside = sys.stdlib_module_names | EXTRAS.get(module, set())
+        if any(path.suffix in (".pyx", ".pxd") for path in paths):
+            outside |= CYTHON
         for path in paths:
             for imported in imports_of(path):
                 name = inside(imported, known)

@@ -1,0 +1,1 @@
+"""One scenario a file: what stands in one is said in ``fastsock/bench/_scenarios.py``."""

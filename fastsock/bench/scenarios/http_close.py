@@ -1,0 +1,24 @@
+"""http.server as it comes: a connection per request."""
+
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer as Server
+
+TITLE = "ThreadingHTTPServer, a connection per request"
+LOAD = "http-close"
+CONNECTIONS = (16,)
+REQUEST = b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n"
+BODY = b"Hello World\n"
+
+__all__ = ["Handler", "Server"]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
