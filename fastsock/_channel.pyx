@@ -368,6 +368,25 @@ def flush_writer(connection):
         writer.flush()
 
 
+def set_number(connection, tuple arguments):
+    """socket.setsockopt() of a number; false where that is for the socket object.
+
+    Other values may make close() wait (struct linger), or are wrong.
+    """
+    cdef Channel channel = channel_of(connection)
+    cdef int level, name, value
+    if channel.descriptor < 0 or len(arguments) != 3 or not all(map(_is_int, arguments)):
+        return False
+    level, name, value = arguments
+    if _sys.setsockopt(channel.descriptor, level, name, &value, sizeof(value)) < 0:
+        fail(_sys.errno)
+    return True
+
+
+def _is_int(value):
+    return type(value) in (int, bool) and -INT_MAX <= value <= INT_MAX
+
+
 def lazily(connection):
     """(family, type, proto) of a connection whose socket object knows none, or None."""
     cdef Channel channel = channel_of(connection)

@@ -56,6 +56,11 @@ class Connection(_Base):
         detach = _channel.detach
         _real_close = _channel._real_close
 
+        def setsockopt(self, *arguments):
+            if _Base.setsockopt is _setsockopt and _channel.set_number(self, arguments):
+                return None
+            return _setsockopt_of_socket_object(self, *arguments)
+
         @property
         def family(self):
             fresh = _channel.lazily(self)
@@ -117,6 +122,7 @@ def reduce_as_socket(sock: socket.socket, cls: Any) -> Any:
 
 
 _proto = _socket.socket.proto.__get__
+_setsockopt = _socket.socket.setsockopt
 
 
 def _member(enumeration: Any, value: int) -> Any:
@@ -159,4 +165,7 @@ def _complete() -> None:
 
 
 _complete()
+_setsockopt_of_socket_object = _of_socket_object("setsockopt")
+functools.update_wrapper(Connection.setsockopt, _setsockopt_of_socket_object)
+vars(Connection.setsockopt).pop("__wrapped__", None)
 Connection.__module__ = __package__

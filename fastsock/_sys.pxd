@@ -82,6 +82,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recvfrom(int fd, void *buffer, size_t size, int flags,
                      sockaddr *address, socklen_t *length)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     int getsockname(int fd, sockaddr *address, socklen_t *length)
     ssize_t sendto(int fd, const void *data, size_t size, int flags,
                    const sockaddr *address, socklen_t length)

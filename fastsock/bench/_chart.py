@@ -114,7 +114,10 @@ def groups(run: Run, pinned: bool) -> list[Group]:
             if server != STANDARD and ratios is not None and ratios.median > 0:
                 bars.append((server, ratios))
         if bars:
-            label = textwrap.fill(run.scenarios[name].title, LABEL_WIDTH)
+            title = run.scenarios[name].title
+            if any(run.bound_by_load(key) for key in keys):
+                title += " (client at its limit)"
+            label = textwrap.fill(title, LABEL_WIDTH)
             found.append(Group(label, sorted(bars, key=lambda bar: order(bar[0]))))
     return found
 

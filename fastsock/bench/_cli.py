@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import dataclasses
+import io
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 from fastsock.bench import _compare, _measure, _progress, _report, _results, _scenarios
-from fastsock.bench._results import Run, Settings
+from fastsock.bench._results import LeftOut, Run, Settings
 from fastsock.bench._scenarios import Peer, Scenario
 
 QUICK_SERVERS = frozenset(("socketserver", "fastsock", "C", "C batched"))
@@ -20,8 +24,8 @@ socketserver and fastsock the very same source file is run; only what `import so
 differs. gevent and uvloop take part if they are installed, a small C server if there is a compiler.
 The servers of a scenario take turns in every round; shown are medians, the least and the most.
 
-exit status: 0; 1 if --compare names a regression; 2 for wrong usage; 130 when interrupted, after
-what was measured has been shown
+exit status: 0; 1 if --compare names a regression, or nothing could be measured; 2 for wrong usage;
+130 when interrupted, after what was measured has been shown
 """
 
 
@@ -127,7 +131,7 @@ def writable(path: str | None) -> None:
 def show(run: Run, options: argparse.Namespace) -> None:
     """As asked for."""
     if options.save:
-        Path(options.save).write_text(run.to_json())
+        Path(options.save).write_text(run.to_json(), "utf-8")
     if options.json:
         print(run.to_json(), end="")
     elif options.markdown:
@@ -136,10 +140,29 @@ def show(run: Run, options: argparse.Namespace) -> None:
         _report.render(run, stream=sys.stdout)
         if not _report.has_rich():
             print(_report.HINT, file=sys.stderr)
+    sys.stdout.flush()
     if options.chart:
         from fastsock.bench import _chart
 
         _chart.draw(run, Path(options.chart))
+
+
+def shown(options: argparse.Namespace) -> Run:
+    """A saved run, or those of its scenarios that are asked for.
+
+    Raises:
+        ScenarioError: it has none of that name.
+        ResultsError, OSError: as :func:`_results.load`.
+    """
+    run = _results.load(Path(options.show))
+    if not options.scenario:
+        return run
+    if unknown := [name for name in options.scenario if name not in run.scenarios]:
+        raise _scenarios.ScenarioError(
+            f"{options.show} has no {', '.join(unknown)}; it has {', '.join(run.scenarios)}"
+        )
+    wanted = [one for one in run.measurements if one.scenario in options.scenario]
+    return dataclasses.replace(run, measurements=wanted)
 
 
 def measure(options: argparse.Namespace) -> Run:
@@ -156,6 +179,8 @@ def measure(options: argparse.Namespace) -> Run:
         raise _scenarios.ScenarioError("--pinned needs two cores; there is one")
     servers = chosen_servers(options, peers)
     made = _measure.plan(chosen_scenarios(options), peers, settings, pinning, servers)
+    if options.quick and options.servers is None:
+        made.left_out.append(LeftOut("", "the peers", "--quick (--servers asks for them)"))
     if not made.steps:
         why = "; ".join(f"{left.scenario}: {left.why}" for left in made.left_out)
         raise _scenarios.ScenarioError(f"nothing to measure ({why})")
@@ -199,8 +224,35 @@ def check(options: argparse.Namespace) -> None:
         _chart.check(Path(options.chart))
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for a character that the terminal doesn't have."""
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    plain = {"×": "x", "–": "-", "→": "->", "±": "+-", "µ": "u"}  # noqa: RUF001
+    return "".join(plain.get(letter, "?") for letter in unknown), error.end
+
+
+def usable_streams() -> None:
+    """Nothing that was measured is lost since it can't be written: closed streams are replaced."""
+    codecs.register_error("fastsock-plain", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fastsock-plain")
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status."""
+    usable_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)  # the temporary folder is removed on the way
     made = parser()
     options = made.parse_args(arguments)
     try:
@@ -213,11 +265,16 @@ def main(arguments: list[str]) -> int:
             found = _compare.compare(before, after)
             found.render(sys.stdout)
             return 1 if found.regressions else 0
-        run = _results.load(Path(options.show)) if options.show else measure(options)
+        run = shown(options) if options.show else measure(options)
         show(run, options)
     except (_results.ResultsError, _scenarios.ScenarioError, ValueError, ImportError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
+    except BrokenPipeError:  # as with `| head`: nobody reads on
+        sys.stdout = io.StringIO()  # which the interpreter would flush
+        return 0
     except OSError as error:
         made.exit(2, f"{made.prog}: {error}\n")
     interrupted = any(left.why.startswith("interrupted") for left in run.left_out)
-    return 130 if interrupted and not options.show else 0
+    if interrupted and not options.show:
+        return 130
+    return 0 if run.measurements else 1

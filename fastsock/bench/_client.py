@@ -64,10 +64,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     pid: int = job["pid"]
     memory = opening = None
     with make_load(job) as load:
-        before, begin, spent = anonymous_memory(pid), time.perf_counter(), cpu_seconds(pid)
+        before, own = anonymous_memory(pid), time.process_time()
+        begin, spent = time.perf_counter(), cpu_seconds(pid)
         load.open(job["patience"])
         seconds = time.perf_counter() - begin
-        spent = cpu_seconds(pid) - spent
+        spent, own = cpu_seconds(pid) - spent, time.process_time() - own
         errors = Counter(load.errors)
         held = job["connections"] + job["idle"]
         if job["lasting"]:
@@ -77,12 +78,14 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         else:
             load.run(job["warm_up"])
             errors += load.errors
-            spent = cpu_seconds(pid)
+            spent, own = cpu_seconds(pid), time.process_time()
             load.run(job["seconds"])
-            spent = cpu_seconds(pid) - spent
+            spent, own = cpu_seconds(pid) - spent, time.process_time() - own
             seconds, operations = load.seconds, load.operations
             verified, served = load.verified, load.served
             errors += load.errors
+            if not operations and not errors:  # else the errors say it
+                raise TimeoutError(f"no answer within {seconds:.3g} s")
         if not job["ordered"]:
             del errors["disordered"]
         p50, p99, p999 = (load.latency.percentile(part) / 1e3 for part in (0.5, 0.99, 0.999))
@@ -90,6 +93,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             "operations": operations,
             "seconds": seconds,
             "cpu": spent / operations * 1e6 if operations else None,
+            "load_cpu": own / operations * 1e6 if operations else None,
             "memory": memory,
             "opening": opening,
             "latency": {"p50": p50, "p99": p99, "p999": p999, "max": load.latency.max() / 1e3},

@@ -41,7 +41,14 @@ DEFINITIONS = (
     ("× socketserver, × C", "the rate over theirs, formed within each round"),
     ("figures (least–most)", "the median of the rounds, and the least and the most of them"),
     ("CPU", "microseconds of the server and its children, per operation; median"),
-    ("p50, p99, p99.9", "latency in microseconds, from the send to the answer's last byte; median"),
+    ("load", "microseconds of the load's, likewise; more than the server's: the load is the limit"),
+    (
+        "p50, p99, p99.9",
+        (
+            "latency in microseconds, from the send to the answer's last byte; median. Who waits "
+            "for an answer sends nothing meanwhile: a pause of the server counts once a connection"
+        ),
+    ),
     ("memory", "anonymous memory of the server in KB (1,024 bytes) per connection; median"),
     ("opening", "seconds until every connection had exchanged a line; median"),
     ("served", "of the connections, how many were answered at all, in the worst round"),
@@ -174,6 +181,10 @@ def _columns(run: Run, keys: list[Key], opening: bool) -> list[Column]:
             columns.append((f"× {base}", lambda row, base=base: row.versus(base)))  # type: ignore[misc]
     columns += [
         ("CPU µs", lambda row: _median(one.cpu for one in row.found)),
+    ]
+    if any(one.load_cpu is not None for one in found):
+        columns.append(("load µs", lambda row: _median(one.load_cpu for one in row.found)))
+    columns += [
         ("p50 µs", lambda row: _median(one.latency.p50 for one in row.found)),
         ("p99 µs", lambda row: _median(one.latency.p99 for one in row.found)),
         ("p99.9 µs", lambda row: _median(one.latency.p999 for one in row.found)),
@@ -225,6 +236,8 @@ def _section(run: Run, name: str, pinned: bool) -> Section:
     ]
     if opening:
         load.append("an operation is the opening of a connection, to its first answer")
+    if any(run.bound_by_load(key) for key in keys):
+        load.append("the client is at its limit: compare the CPU, not the rate")
     title = f"{info.title} ({pinning(pinned)})"
     return Section(title, ", ".join(load), [head for head, _ in columns], rows, frozenset(breaks))
 

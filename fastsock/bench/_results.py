@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import statistics
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 FORMAT = 1
 #: who is compared with whom
 STANDARD, OURS, REFERENCE = "socketserver", "fastsock", "C"
+#: the part of a core from which on the load is what limits a rate
+BUSY = 0.9
 
 
 class ResultsError(ValueError):
@@ -52,6 +55,7 @@ class Measurement:
     errors: dict[str, int]  # by kind; no kind that did not occur
     verified: int  # bytes of answers that were compared with what had to come
     served: int  # lasting connections that were answered while it was counted; else 0
+    load_cpu: float | None = None  # microseconds of the load's own, per operation
 
     @property
     def rate(self) -> float:
@@ -146,6 +150,13 @@ class Run:
         ]
         return sorted(found, key=lambda one: one.round)
 
+    def bound_by_load(self, key: Key) -> bool:
+        """Whether fastsock's rate is the load's: its one thread had no time left for more."""
+        busy = [
+            one.load_cpu * one.rate / 1e6 for one in self.of(key, OURS) if one.load_cpu is not None
+        ]
+        return bool(busy) and statistics.median(busy) > BUSY
+
     def ratios(
         self, key: Key, server: str, base: str, value: Callable[[Measurement], float | None]
     ) -> list[float]:
@@ -180,10 +191,36 @@ def spread(values: Iterable[float]) -> Spread | None:
 def _build(kind: Any, fields: Any, what: str) -> Any:
     if not isinstance(fields, dict):
         raise ResultsError(f"{what} is not an object")
-    names = {field.name for field in dataclasses.fields(kind)}
-    if missing := sorted(names - fields.keys()):
+    every = dataclasses.fields(kind)
+    needed = {field.name for field in every if field.default is dataclasses.MISSING}
+    if missing := sorted(needed - fields.keys()):
         raise ResultsError(f"{what} has no {', '.join(missing)}")
-    return kind(**{name: fields[name] for name in names})
+    taken = {field.name: fields[field.name] for field in every if field.name in fields}
+    hints = typing.get_type_hints(kind)
+    for name, value in taken.items():
+        if not _fits(value, hints[name]):
+            raise ResultsError(f"{what}: {name} is {value!r:.40}")
+    return kind(**taken)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Is it what JSON has for a field of that type? Not to the depth of lists and objects."""
+    if origin := typing.get_origin(hint):
+        if origin is list:
+            return isinstance(value, list)
+        if origin is dict:
+            inner = typing.get_args(hint)[-1]
+            return isinstance(value, dict) and all(_fits(one, inner) for one in value.values())
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict)
+    if hint in (int, float):
+        return (
+            isinstance(value, int | hint)
+            and not isinstance(value, bool)
+            and 0 <= value < 1e18  # there is nothing negative, nor infinite
+        )
+    return isinstance(value, hint)
 
 
 def from_json(text: str) -> Run:
@@ -206,7 +243,7 @@ def from_json(text: str) -> Run:
         measurement = _build(Measurement, one, "a measurement")
         latency = _build(Latency, measurement.latency, "the latency of a measurement")
         measurements.append(dataclasses.replace(measurement, latency=latency))
-    return Run(
+    found = Run(
         _build(Machine, run.machine, "the machine"),
         _build(Settings, run.settings, "the settings"),
         {
@@ -216,6 +253,10 @@ def from_json(text: str) -> Run:
         measurements,
         [_build(LeftOut, one, "an entry of left_out") for one in run.left_out],
     )
+    for one in measurements:
+        if one.scenario not in found.scenarios:
+            raise ResultsError(f"a measurement is of {one.scenario!r}, which is no scenario of it")
+    return found
 
 
 def load(path: Path) -> Run:
@@ -226,7 +267,7 @@ def load(path: Path) -> Run:
         OSError: it can't be read.
     """
     try:
-        return from_json(path.read_text())
+        return from_json(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path}: not a text file: {error}") from None
     except ResultsError as error:

@@ -190,6 +190,7 @@ ORDER = (
     "unix_datagrams",
     "udp_threads",
     "http_keepalive",
+    "http_nodelay",
     "http_close",
     "xmlrpc",
     "idle",

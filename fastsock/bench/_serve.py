@@ -13,9 +13,11 @@ it. For fastsock :func:`fastsock.install` is called first, and then the very sam
 from __future__ import annotations
 
 import importlib.util
+import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,12 +44,24 @@ def enlarge(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_ROOM)
 
 
-def tell(port: int) -> None:
-    """That the server listens."""
-    print(port, flush=True)
+def teller() -> Callable[[int], None]:
+    """What says that the server listens; whatever else is printed goes to standard error.
+
+    Nobody reads our standard output but for that line: a handler that prints would block.
+    """
+    out = os.dup(1)  # not inherited by a program that a handler starts
+    os.dup2(2, 1)
+
+    def tell(port: int) -> None:
+        os.write(out, b"%d\n" % port)
+        os.close(out)
+
+    return tell
 
 
-def serve_scenario(path: str, implementation: str, address: Any, backlog: int) -> None:
+def serve_scenario(
+    path: str, implementation: str, address: Any, backlog: int, tell: Callable[[int], None]
+) -> None:
     """The standard library's classes, or ours in their place."""
     if implementation == "fastsock":
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -69,11 +83,13 @@ def main(arguments: list[str]) -> None:
     kind, path, name, *rest = arguments
     where, backlog = rest[-2], int(rest[-1])
     address = where if where.startswith("/") else (where, 0)
-    sys.path.pop(0)  # this folder: no module of ours is to hide one of somebody else's
+    if sys.path[:1] == [str(Path(__file__).parent)]:  # not so with PYTHONSAFEPATH
+        del sys.path[0]  # no module of ours is to hide one of somebody else's
+    tell = teller()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if kind == "scenario":
-        serve_scenario(path, name, address, backlog)
+        serve_scenario(path, name, address, backlog, tell)
     else:
         load(path).serve(name, rest[0], address, backlog, tell, enlarge)
 

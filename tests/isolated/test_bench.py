@@ -38,6 +38,7 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
         assert one.errors == {}, one
         assert one.operations > 0 and one.seconds > 0
         assert one.cpu is not None and one.cpu > 0
+        assert one.load_cpu is not None and one.load_cpu > 0
         # What was under way when the counting began had partly been compared before.
         border = one.connections * info.depth
         assert one.verified >= (one.operations - border) * info.payload
@@ -160,6 +161,59 @@ def test_a_server_that_does_not_start(programs: Programs) -> None:
     assert all("no such luck" in one.why for one in run.left_out)
 
 
+ONCE = """
+import os, socketserver, time
+
+TITLE, LOAD, CONNECTIONS, PAYLOAD = "once", "once", (4,), 10
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        {}
+        self.request.sendall(self.request.recv(100))
+
+Server = socketserver.TCPServer
+"""
+
+
+def test_a_server_that_prints(programs: Programs) -> None:
+    """Neither is it taken for the port, nor does it block: a pipe holds 64 KiB."""
+    if_served = 'if "_serve" in __import__("sys").argv[0]: print("hello")\n'
+    path = programs.write("prints.py", if_served + ONCE.format('print("x" * 100_000)'))
+    ended = bench(programs, *BOTH, *SHORT, "--json", "--add", path, "prints")
+    assert ended.status == 0, ended
+    check(_results.from_json(ended.out), "prints", {4})
+
+
+def test_a_server_that_does_not_answer(programs: Programs) -> None:
+    """Within the time that it is measured no request is given up: yet it is not without error."""
+    path = programs.write("silent.py", ONCE.format("time.sleep(60)"))
+    ended = bench(programs, *BOTH, *SHORT, "--json", "--add", path, "silent", "sync")
+    assert ended.status == 0, ended
+    run = _results.from_json(ended.out)
+    assert {one.scenario for one in run.measurements} == {"sync"}
+    assert len(run.left_out) == 2
+    assert all("no answer within" in one.why for one in run.left_out)
+
+
+def test_a_server_that_cannot_be_run(programs: Programs) -> None:
+    """Such as the one in C, where /tmp has noexec: what else was measured is not lost."""
+    program = """
+        import sys
+        from fastsock.bench import _measure
+        from fastsock.__main__ import main
+        _measure.Bench._reference = lambda self: self._work
+        sys.exit(main(["bench", *sys.argv[1:]]))
+    """
+    servers = ("--servers", "socketserver,C")
+    ended = programs.run_script(program, *servers, *SHORT, "--json", "sync")
+    assert ended.status == 0, ended
+    run = _results.from_json(ended.out)
+    assert [one.server for one in run.measurements] == ["socketserver"]
+    if not any(one.server == "C" and one.why.startswith("no C compiler") for one in run.left_out):
+        assert [one.server for one in run.left_out] == ["C"]
+        assert "Permission denied" in run.left_out[0].why
+
+
 def test_rounds_are_interleaved_and_shown_again(programs: Programs) -> None:
     ended = bench(programs, *BOTH, "--rounds", "2", "--seconds", "0.05", "--save", "a.json", "sync")
     assert ended.status == 0, ended
@@ -258,6 +312,39 @@ def test_without_the_extra(programs: Programs) -> None:
     assert not (programs.folder / "a.svg").exists()
 
 
+def test_signs_that_the_terminal_lacks(programs: Programs) -> None:
+    program = """
+        import sys
+        sys.stdout.reconfigure(encoding="ascii")
+        from fastsock.__main__ import main
+        sys.exit(main(["bench", *sys.argv[1:]]))
+    """
+    ended = programs.run_script(program, *BOTH, "--rounds", "2", "--seconds", "0.05", "sync")
+    assert ended.status == 0, ended
+    assert "figures (least-most)" in ended.out
+
+
+def test_nobody_reads(programs: Programs) -> None:
+    """Closed streams; a reader that has gone."""
+    program = """
+        import os, sys
+        from fastsock.__main__ import main
+        if sys.argv[1] == "closed":
+            sys.stdout = sys.stderr = None
+        else:
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+        sys.exit(main(["bench", *sys.argv[2:]]))
+    """
+    for how in ("closed", "gone"):
+        saved = ("--save", f"{how}.json")
+        ended = programs.run_script(program, how, *BOTH, *SHORT, *saved, "sync")
+        assert (ended.status, ended.out) == (0, ""), ended
+        assert "Traceback" not in ended.err and "Exception" not in ended.err
+        assert len(_results.load(programs.folder / f"{how}.json").measurements) == 2
+
+
 # --- the end
 
 
@@ -268,6 +355,7 @@ def children(pid: int) -> list[int]:
 
 def measuring(programs: Programs) -> tuple[subprocess.Popen[str], list[int]]:
     """The command, and the server and the load that it has started."""
+    programs.environment["TMPDIR"] = str(programs.folder)  # when it is killed, something remains
     process = programs.start(*BENCH, *BOTH, "--rounds", "1", "--seconds", "60", "--json", "sync")
     wait_until(lambda: process.poll() is not None or len(children(process.pid)) == 2)
     assert process.poll() is None, end(process)
@@ -295,6 +383,33 @@ def test_interrupted(programs: Programs) -> None:
 def test_killed(programs: Programs) -> None:
     """Then the server ends too, and with it the load."""
     process, started = measuring(programs)
+    process.kill()
+    process.wait(TIMEOUT)
+    wait_until(lambda: all(gone(pid) for pid in started))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated(programs: Programs, number: signal.Signals) -> None:
+    """Nor is the temporary folder left over."""
+    process, started = measuring(programs)
+    assert len(list(programs.folder.glob("fastsock-bench-*"))) == 1
+    process.send_signal(number)
+    ended = end(process)
+    assert ended.status == 128 + number, ended
+    wait_until(lambda: all(gone(pid) for pid in started))
+    assert list(programs.folder.glob("fastsock-bench-*")) == []
+
+
+def test_killed_while_connections_are_opened(programs: Programs) -> None:
+    """The load would try for as long as a minute."""
+    programs.environment["TMPDIR"] = str(programs.folder)
+    text = ONCE.format('open("asked", "w").close(); time.sleep(60)')
+    text = text.replace('"once", (4,)', '"lines", (4,)')
+    programs.write("mute.py", text)
+    process = programs.start(*BENCH, *BOTH, *SHORT, "--json", "--add", "mute.py", "mute")
+    asked = programs.folder / "asked"
+    wait_until(lambda: process.poll() is not None or asked.exists())
+    started = children(process.pid)
     process.kill()
     process.wait(TIMEOUT)
     wait_until(lambda: all(gone(pid) for pid in started))

@@ -91,6 +91,8 @@ def test_columns_without_figures_are_left_out() -> None:
         "p99.9 µs",
         "errors",
     ]
+    load = dataclasses.replace(one, load_cpu=40.04)
+    assert column(bench_runs.run([load]), ECHO, "load µs") == ["40.0"]
     held = dataclasses.replace(one, memory=9.876, opening=0.0123)
     assert column(bench_runs.run([held]), ECHO, "memory KB") == ["9.88"]
     assert column(bench_runs.run([held]), ECHO, "opening s") == ["0.0123"]

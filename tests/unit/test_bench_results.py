@@ -32,6 +32,12 @@ def test_fields_of_a_later_version_are_ignored() -> None:
     assert _results.from_json(json.dumps(whole)) == made()
 
 
+def test_what_an_earlier_version_did_not_have() -> None:
+    whole = json.loads(made().to_json())
+    del whole["measurements"][0]["load_cpu"]
+    assert _results.from_json(json.dumps(whole)) == made()
+
+
 def without(*path: Any) -> Any:
     """A change of a saved run: the last of the path is taken away."""
 
@@ -65,6 +71,22 @@ def setting(*path: Any, value: Any) -> Any:
         (without("settings", "backlog"), "the settings has no backlog"),
         (without("scenarios", "lines", "depth"), "the scenario lines has no depth"),
         (without("left_out", 0, "why"), "an entry of left_out has no why"),
+        (setting("measurements", value=3), "the file: measurements is 3"),
+        (setting("scenarios", value=[]), "the file: scenarios is []"),
+        (setting("measurements", 0, "cpu", value="1"), "a measurement: cpu is '1'"),
+        (setting("measurements", 0, "seconds", value=-1), "a measurement: seconds is -1"),
+        (setting("measurements", 0, "operations", value=1.5), "a measurement: operations is 1.5"),
+        (setting("measurements", 0, "pinned", value=0), "a measurement: pinned is 0"),
+        (
+            setting("measurements", 0, "errors", value={"a": []}),
+            "a measurement: errors is {'a': []}",
+        ),
+        (setting("settings", "rounds", value=True), "the settings: rounds is True"),
+        (setting("settings", "seconds", value=float("inf")), "the settings: seconds is inf"),
+        (
+            setting("measurements", 0, "scenario", value="x"),
+            "a measurement is of 'x', which is no scenario of it",
+        ),
     ],
 )
 def test_what_is_no_saved_run(tmp_path: Path, change: Any, expected: str) -> None:

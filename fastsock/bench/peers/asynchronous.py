@@ -119,7 +119,9 @@ def serve(
     if library == "uvloop":
         import uvloop
 
-        run: Any = uvloop.run
+        if not hasattr(uvloop, "run"):  # before 0.18
+            uvloop.install()
+        run: Any = getattr(uvloop, "run", asyncio.run)
     else:
         run = asyncio.run
     if work == "datagrams":

@@ -20,6 +20,8 @@ def once(sock: Any, peer: Any) -> None:
 
 
 def lines(sock: Any, peer: Any) -> None:
+    if sock.family != socket.AF_UNIX:  # as asyncio, uvloop, and gevent's own HTTP server do
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with sock.makefile("rb") as rfile:
         for line in rfile:
             sock.sendall(line)
