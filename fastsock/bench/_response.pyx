@@ -65,10 +65,10 @@ cdef long long _number(const char *text, const char *end) noexcept nogil:
     while text < end and (text[0] == c' ' or text[0] == c'\t'):
         text += 1
     while text < end and _is_digit(text[0]):
-        number = number * 10 + (text[0] - c'0')
         digits += 1
         if digits > LONGEST_NUMBER:
             return -1
+        number = number * 10 + (text[0] - c'0')
         text += 1
     while text < end and (text[0] == c' ' or text[0] == c'\t'):
         text += 1
