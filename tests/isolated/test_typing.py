@@ -154,7 +154,7 @@ def extensions(package: ModuleType) -> dict[str, Path]:
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     found = {}
     for name, module in sys.modules.items():
-        if name.startswith(f"{package.__name__}.") and any(
+        if name.rpartition(".")[0] == package.__name__ and any(
             str(module.__file__).endswith(suffix) for suffix in suffixes
         ):
             found[name.rpartition(".")[2]] = Path(str(module.__file__))
@@ -164,10 +164,10 @@ def extensions(package: ModuleType) -> dict[str, Path]:
 def test_extensions_share_a_file(fastsock: ModuleType) -> None:
     """Each file would be five mappings of memory, and a forking server copies them."""
     files = set(extensions(fastsock).values())
-    assert files == set(folder(fastsock).rglob("*.so"))
+    assert files == set(folder(fastsock).glob("*.so"))
     assert len(files) == 1
     assert set(extensions(fastsock)) == {*fastsock._native.MODULES}
-    assert {*fastsock._native.MODULES} == {path.stem for path in folder(fastsock).rglob("*.pyx")}
+    assert {*fastsock._native.MODULES} == {path.stem for path in folder(fastsock).glob("*.pyx")}
     for name, path in extensions(fastsock).items():
         module = sys.modules[f"fastsock.{name}"]
         assert getattr(fastsock, name) is module
@@ -186,8 +186,12 @@ def test_typed_marker_and_stubs_are_installed(fastsock: ModuleType) -> None:
     assert "_core" in found
     for name, path in found.items():
         assert (path.parent / f"{name}.pyi").is_file(), f"{name} has no stub"
-    for stub in folder(fastsock).rglob("*.pyi"):
+    for stub in folder(fastsock).glob("*.pyi"):
         assert stub.stem in found, f"{stub.name} is a stub of nothing"
+    bench = folder(fastsock) / "bench"  # which no server loads
+    assert {path.stem for path in bench.glob("*.pyi")} == {
+        path.stem for path in bench.glob("*.pyx")
+    }
 
 
 def stubbed(body: list[ast.stmt]) -> dict[str, ast.stmt]:
