@@ -45,7 +45,9 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
     assert len(run.measurements) == 2 * rounds * len(connections)
     for one in run.measurements:
         assert one.server in ("socketserver", "fastsock")
-        assert one.errors == {}, one
+        # A server that gets no processor for 200 ms, beside other tests, counts as one that lost it.
+        allowed = {"lost"} if info.load == "datagrams" else set()
+        assert set(one.errors) <= allowed, one
         assert one.operations > 0 and one.seconds > 0
         assert one.cpu is not None and one.cpu > 0
         assert one.load_cpu is not None and one.load_cpu > 0
