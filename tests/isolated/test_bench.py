@@ -45,7 +45,7 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
     assert len(run.measurements) == 2 * rounds * len(connections)
     for one in run.measurements:
         assert one.server in ("socketserver", "fastsock")
-        # A server that gets no processor for 200 ms, beside other tests, counts as one that lost it.
+        # Beside other tests, a server may get no processor for 200 ms.
         allowed = {"lost"} if info.load == "datagrams" else set()
         assert set(one.errors) <= allowed, one
         assert one.operations > 0 and one.seconds > 0
