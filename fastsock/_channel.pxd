@@ -1,8 +1,33 @@
 from fastsock._clock cimport nanoseconds
 
 
+cdef class Borrower:
+    # What has bytes in the buffer that a Waiter shares out.
+    cdef int give_back(self) except -1
+
+
+cdef class Waiter:
+    # How the connections of a multiplexing server wait: the hub. None of it is for a thread.
+    cdef bint here(self) noexcept
+    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
+                            int flags) except -1
+    cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
+                                   Borrower borrower, char **data) except -1
+    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
+                         int flags, bint all_of_it) except -1
+    cdef object running(self)
+    cdef int queue_on(self, list waiting) except -1
+    cdef int wake_all(self, list waiting) except -1
+    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1
+    cdef int settle(self, Channel channel, object connection) except -1
+    cdef int forget(self, Channel channel) except -1
+
+
 cdef class Channel:
     cdef object __weakref__
+    cdef Waiter waiter  # None: its thread waits
+    cdef object slot  # the waiter's
+    cdef object failed  # what the sending of held bytes failed with: for the next call, or None
     cdef int descriptor  # owned; -1: given away or closed
     cdef bint handed_over  # the socket object has the descriptor and the timeout
     cdef bint eager  # bytes were waiting at the last call: try once without releasing the GIL

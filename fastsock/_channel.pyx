@@ -113,6 +113,65 @@ cdef nanoseconds _deadline(nanoseconds limit):
     return NEVER if limit == NEVER or limit == 0 else monotonic() + limit
 
 
+cdef class Borrower:
+    """What may have its bytes in the buffer that a waiter shares out, until it is told."""
+
+    cdef int give_back(self) except -1:
+        """Take what is still wanted out of the shared buffer: somebody else gets it."""
+        return 0
+
+
+cdef class Waiter:
+    """Where the connections of a multiplexing server wait, in the place of their thread.
+
+    The methods do what those of ``Channel`` with the same name do. They are called only where
+    ``here()`` is true: by a thread, and a green thread of it, that the waiter can suspend.
+    """
+
+    cdef bint here(self) noexcept:
+        return False
+
+    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
+                            int flags) except -1:
+        raise NotImplementedError
+
+    cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
+                                   Borrower borrower, char **data) except -1:
+        """Receive up to size bytes, fewer if the shared buffer is smaller; where they are is told.
+
+        They stay there until borrower.give_back() is called; without one, until the next call.
+        """
+        raise NotImplementedError
+
+    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
+                         int flags, bint all_of_it) except -1:
+        raise NotImplementedError
+
+    cdef object running(self):
+        """The task that runs."""
+        raise NotImplementedError
+
+    cdef int queue_on(self, list waiting) except -1:
+        """Put the task that runs on a list, and suspend it until wake_all() of that."""
+        raise NotImplementedError
+
+    cdef int wake_all(self, list waiting) except -1:
+        """Wake those on the list, and empty it. For any thread."""
+        raise NotImplementedError
+
+    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
+        """Wait until a receive, or a send, would probably not have to: for calls not of ours."""
+        raise NotImplementedError
+
+    cdef int settle(self, Channel channel, object connection) except -1:
+        """Send what was taken from send() and is held back."""
+        raise NotImplementedError
+
+    cdef int forget(self, Channel channel) except -1:
+        """The descriptor is about to be closed or given away: who waits for it is woken."""
+        raise NotImplementedError
+
+
 cdef class Channel:
     """The descriptor of a connection; one per connection."""
 
@@ -158,6 +217,8 @@ cdef class Channel:
 
     cdef int hand_over(self, object connection) except -1:
         """Give descriptor and timeout to the socket object, for methods that aren't ours."""
+        if self.waiter is not None and self.waiter.here():
+            self.waiter.settle(self, connection)
         if self.handed_over or self.descriptor < 0:
             return 0
         _init(connection, self.family, self.kind, self.proto, self.descriptor)
@@ -170,6 +231,8 @@ cdef class Channel:
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
                             int flags) except -1:
         """recv(2), waiting as the connection's timeout says; 0 at the end of the stream."""
+        if self.waiter is not None and self.waiter.here():
+            return self.waiter.receive(self, connection, <char *> buffer, size, flags)
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
         cdef Py_ssize_t count
@@ -202,6 +265,8 @@ cdef class Channel:
 
         With all_of_it, until then anyway; the timeout is that of the whole.
         """
+        if self.waiter is not None and self.waiter.here():
+            return self.waiter.send(self, connection, data, size, flags, all_of_it)
         cdef nanoseconds limit, deadline
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
@@ -271,6 +336,8 @@ cdef class Channel:
 
     cdef int close(self) except -1:
         """Close a descriptor that is still ours. Never twice: it may be somebody else's then."""
+        if self.waiter is not None:
+            self.waiter.forget(self)
         cdef int descriptor = self.descriptor
         self.descriptor = -1
         # Without SO_LINGER, which setsockopt() alone sets, close(2) does not wait.
@@ -325,6 +392,14 @@ cdef int end_connection(object connection) except -1:
             pass
         connection.close()
         return 0
+    if channel.waiter is not None and channel.waiter.here():
+        try:
+            channel.waiter.settle(channel, connection)
+        except OSError:
+            pass
+        if channel.handed_over or channel.descriptor < 0:  # it has waited
+            connection.close()
+            return 0
     # An OSError here says that the peer is gone already.
     _sys.shutdown(channel.descriptor, _sys.SHUT_WR)
     connection._closed = True
@@ -387,6 +462,19 @@ def _is_int(value):
     return type(value) in (int, bool) and -INT_MAX <= value <= INT_MAX
 
 
+def suspends(connection):
+    """Whether the caller is a task that waits for this connection through a hub."""
+    cdef Channel channel = channel_of(connection)
+    return channel.waiter is not None and channel.waiter.here()
+
+
+def await_ready(connection, bint writing):
+    """In such a task, wait until a call that isn't ours would probably not."""
+    cdef Channel channel = channel_of(connection)
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.await_ready(channel, connection, writing)
+
+
 def lazily(connection):
     """(family, type, proto) of a connection whose socket object knows none, or None."""
     cdef Channel channel = channel_of(connection)
@@ -431,6 +519,10 @@ cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, i
     """What one recv(2) of up to size bytes brings."""
     cdef Py_ssize_t count
     cdef int error
+    cdef char *shared
+    if flags == 0 and channel.waiter is not None and channel.waiter.here():
+        count = channel.waiter.receive_shared(channel, connection, size, None, &shared)
+        return PyBytes_FromStringAndSize(shared, count)
     # Programs ask for far more than comes. What is waiting is received into a small buffer first;
     # nobody but who holds the GIL uses it.
     if channel.eager and flags == 0 and not channel.handed_over and size > SCRATCH:
@@ -503,6 +595,8 @@ def sendall(self, data, flags=0, /):
 def fileno(self):
     """The descriptor; -1 once it is closed. See ``socket.socket.fileno``."""
     cdef Channel channel = channel_of(self)
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.settle(channel, self)  # who asks may write to it by other ways
     return _fileno(self) if channel.handed_over else channel.descriptor
 
 
@@ -551,6 +645,8 @@ def shutdown(self, how, /):
     """End one direction or both; see ``socket.socket.shutdown``."""
     cdef Channel channel = channel_of(self)
     cdef int direction
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.settle(channel, self)
     if channel.handed_over or channel.descriptor < 0:
         _shutdown(self, how)
         return
@@ -561,6 +657,9 @@ def shutdown(self, how, /):
 
 def close(self):
     """Close, at once or with the last file of makefile(); see ``socket.socket.close``."""
+    cdef Channel channel = channel_of(self)
+    if channel.waiter is not None and not self._closed and channel.waiter.here():
+        channel.waiter.settle(channel, self)
     self._closed = True
     if self._io_refs <= 0:
         self._real_close()
@@ -569,6 +668,8 @@ def close(self):
 def _real_close(self):
     cdef Channel channel = channel_of(self)
     if channel.handed_over:
+        if channel.waiter is not None:
+            channel.waiter.forget(channel)
         _socket_close(self)
     else:
         channel.close()
@@ -578,6 +679,10 @@ def detach(self):
     """Give the descriptor away without closing it; see ``socket.socket.detach``."""
     cdef Channel channel = channel_of(self)
     cdef int descriptor
+    if channel.waiter is not None:
+        if channel.waiter.here():
+            channel.waiter.settle(channel, self)
+        channel.waiter.forget(channel)
     self._closed = True
     if channel.handed_over:
         return _socket_detach(self)

@@ -23,6 +23,7 @@ from fastsock._control cimport (
     serves,
 )
 from fastsock._datagram cimport descriptor_of
+from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
 from fastsock._worker cimport (
@@ -134,6 +135,7 @@ cdef class Loop:
     cdef list entries
     cdef nanoseconds interval
     cdef object wait
+    cdef Hub hub
     cdef Defaults defaults
     cdef _sys.pollfd *polled  # of this run alone; the first is the wake-up
     cdef size_t room
@@ -146,7 +148,8 @@ cdef class Loop:
     cdef bint left_over  # datagrams have been received and not served
     cdef bint without_leader  # there cannot be one just now
 
-    def __init__(self, poll_interval, Defaults defaults not None, wait):
+    def __init__(self, poll_interval, Defaults defaults not None, wait, Hub hub=None):
+        self.hub = hub
         self.interval = _interval(poll_interval)
         self.defaults = defaults
         self.wait = wait
@@ -339,6 +342,11 @@ cdef class Loop:
                 for index in range(count):
                     if self.polled[index].fd == <int> descriptor:
                         self.polled[index].revents = _sys.POLLIN
+        elif self.hub is not None:
+            ready = self.hub.wait(self.polled, count, 0 if self.left_over else until)
+            if ready < 0:
+                for index in range(count):
+                    self.polled[index].revents = 0
         else:
             # Getting the GIL back is what is slow where threads contend for it: so a thread is
             # woken, the poll done and a connection accepted between giving it up and that. But

@@ -3,6 +3,7 @@ from fastsock._stream cimport Stream
 
 cdef class Reader(Stream):
     cdef Py_ssize_t receive(self, char *into, size_t size) except -2
+    cdef Py_ssize_t borrow(self) except -2
     cdef Py_ssize_t more(self) except -2
     cdef object take(self, size_t count)
     cdef object line(self, Py_ssize_t limit)

@@ -28,6 +28,8 @@ cdef enum:
     # A connection that is silent, or says little, does not need more of a buffer.
     FIRST_ROOM = 1 << 10
     WOULD_BLOCK = -1
+    # Who asks for a smaller buffer than this does not want more to be read ahead.
+    USUAL_SIZE = 1 << 13
 
 
 cdef class Reader(Stream):
@@ -50,13 +52,36 @@ cdef class Reader(Stream):
             return self.check_attached()
         return self.check_open(what)
 
+    cdef int give_back(self) except -1:
+        """Keep what was not read yet, and no buffer if all was."""
+        cdef char *lent = self.buffer
+        cdef size_t left = self.end - self.start
+        if not self.borrowed:
+            return 0
+        self.borrowed = False
+        self.buffer = NULL
+        self.room = 0
+        if left:
+            self.make_room(left)
+            memcpy(self.buffer, lent + self.start, left)
+        self.start = 0
+        self.end = left
+        return 0
+
     cdef Py_ssize_t receive(self, char *into, size_t size) except -2:
-        """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection."""
+        """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection.
+
+        into: NULL: into the buffer that the connection's waiter shares out, which is this one's
+        then.
+        """
         if self.raw_closed():
             raise ValueError("I/O operation on closed file.")
         if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
             raise OSError("cannot read from timed out object")
         try:
+            if into == NULL:
+                return self.channel.waiter.receive_shared(self.channel, self.connection, size, self,
+                                                          &self.buffer)
             return self.channel.receive(self.connection, into, size, 0)
         except TimeoutError:
             self.timed_out = True
@@ -72,6 +97,10 @@ cdef class Reader(Stream):
         """Receive once behind what is in the buffer, which grows if it is full."""
         cdef Py_ssize_t count
         cdef size_t more
+        if self.channel.waiter is not None and self.channel.waiter.here():
+            if self.start == self.end:
+                return self.borrow()
+            self.give_back()
         if self.start == self.end:
             self.start = self.end = 0
             if self.room > KEPT:
@@ -97,6 +126,22 @@ cdef class Reader(Stream):
                                             self.room - self.end)
                 self.end += more
                 count += <Py_ssize_t> more
+        return count
+
+    cdef Py_ssize_t borrow(self) except -2:
+        """Receive once into the waiter's buffer: a connection that is silent has none."""
+        cdef Py_ssize_t count
+        if not self.borrowed:
+            free(self.buffer)
+        self.buffer = NULL
+        self.borrowed = False
+        self.start = self.end = self.room = 0
+        count = self.receive(NULL, self.size if self.size < USUAL_SIZE else <size_t> -1)
+        if count > 0:
+            self.borrowed = True
+            self.end = self.room = <size_t> count
+        else:
+            self.buffer = NULL
         return count
 
     cdef object take(self, size_t count):

@@ -43,6 +43,9 @@ from fastsock._types import (
     Self,
 )
 
+if TYPE_CHECKING:
+    from fastsock._hub import Hub
+
 
 class _LoopEnded(threading.Event):
     """The ``_BaseServer__is_shut_down`` of a server: set while no loop runs.
@@ -522,7 +525,17 @@ def serve_forever(*servers: BaseServer, poll_interval: float | None = 0.5) -> No
 
 
 def _serve(servers: Iterable[Any], poll_interval: float | None) -> None:
-    loop = _core.Loop(poll_interval, _DEFAULTS, _waiter())
+    servers = list(servers)
+    serving = [server for server in servers if hasattr(type(server), "_fastsock_serving")]
+    if serving:  # some of them are multiplexing
+        with serving[0]._fastsock_serving(serving) as hub:
+            _run_loop(servers, poll_interval, hub)
+    else:
+        _run_loop(servers, poll_interval, None)
+
+
+def _run_loop(servers: list[Any], poll_interval: float | None, hub: Hub | None) -> None:
+    loop = _core.Loop(poll_interval, _DEFAULTS, _waiter(), hub)
     try:
         for server in servers:
             server._BaseServer__is_shut_down.clear()

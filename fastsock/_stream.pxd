@@ -1,7 +1,7 @@
-from fastsock._channel cimport Channel
+from fastsock._channel cimport Borrower, Channel
 
 
-cdef class Stream:
+cdef class Stream(Borrower):
     cdef dict __dict__
     cdef object __weakref__
     cdef object connection  # None once the stream is closed
@@ -13,9 +13,12 @@ cdef class Stream:
     cdef bint timed_out
     cdef bint busy  # a thread is inside
     cdef unsigned long owner
+    cdef object task  # the one of a hub that is inside, or None
     cdef object gate  # a lock that the others wait for, or None
+    cdef list tasks  # of a hub, that wait for it too, or None
     cdef str direction
     cdef size_t size  # of the buffer, as asked for
+    cdef bint borrowed  # the buffer belongs to the channel's waiter
     cdef char *buffer
     cdef size_t start  # of the bytes in the buffer
     cdef size_t end

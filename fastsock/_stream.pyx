@@ -17,7 +17,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
 from libc.stdlib cimport free, realloc
 
-from fastsock._channel cimport channel_of
+from fastsock._channel cimport Borrower, Waiter, channel_of
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object type, object value)
@@ -58,7 +58,7 @@ cdef Py_ssize_t optional_size(object size) except? -1:
     return PyNumber_AsSsize_t(size, PyExc_OverflowError)
 
 
-cdef class Stream:
+cdef class Stream(Borrower):
     """What a reader and a writer share: the connection, its reference, the buffer, the lock."""
 
     # direction ("r" or "w"): the mode of the SocketIO, set by __cinit__() of the two classes
@@ -72,12 +72,22 @@ cdef class Stream:
         connection._io_refs += 1
 
     def __dealloc__(self):
-        free(self.buffer)
+        if not self.borrowed:
+            free(self.buffer)
 
     cdef int enter(self, str what) except -1:
         """Wait until no other thread is inside, and check that the stream is open."""
         cdef unsigned long here = PyThread_get_thread_ident()
+        cdef Waiter waiter = None if self.channel is None else self.channel.waiter
+        task = None
+        if waiter is not None and waiter.here():
+            task = waiter.running()
         while self.busy:
+            if task is not None and self.task is not task:
+                if self.tasks is None:
+                    self.tasks = []
+                waiter.queue_on(self.tasks)
+                continue
             if self.owner == here:  # from a signal handler
                 raise RuntimeError(f"reentrant call inside {self!r}")
             gate = self.gate
@@ -89,6 +99,7 @@ cdef class Stream:
         self.check_usable(what)
         self.busy = True
         self.owner = here
+        self.task = task
         return 0
 
     cdef void leave(self):
@@ -97,6 +108,9 @@ cdef class Stream:
         if gate is not None:
             self.gate = None
             gate.release()
+        self.task = None
+        if self.tasks:
+            self.channel.waiter.wake_all(self.tasks)
 
     cdef int check_attached(self) except -1:
         if self.detached:

@@ -9,9 +9,11 @@ cdef extern from "<errno.h>" nogil:
         ECONNABORTED
         ECONNRESET
         EINTR
+        EEXIST
         EINVAL
         EMFILE
         ENFILE
+        ENOENT
         ENOBUFS
         ENOMEM
         ENOSYS
@@ -39,6 +41,29 @@ cdef extern from "<sys/eventfd.h>" nogil:
         EFD_CLOEXEC
         EFD_NONBLOCK
 
+cdef extern from "<sys/epoll.h>" nogil:
+    union epoll_data_t:
+        unsigned long long u64
+    struct epoll_event:
+        unsigned int events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int room, int timeout)
+    enum:
+        EPOLLERR
+        EPOLLET
+        EPOLLHUP
+        EPOLLIN
+        EPOLLONESHOT
+        EPOLLOUT
+        EPOLLPRI
+        EPOLLRDHUP
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+
 cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
@@ -46,6 +71,7 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
     enum:
         CLOCK_MONOTONIC
+        CLOCK_MONOTONIC_COARSE
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)

@@ -46,6 +46,13 @@ def load_implementation(spec: str, fastsock_dir: str | None = None) -> ModuleTyp
             if parent not in sys.path:
                 sys.path.insert(0, parent)
         module = importlib.import_module("fastsock")
+    elif spec == "multiplex":
+        package = load_implementation("fastsock", fastsock_dir)
+        multiplexing = importlib.import_module("fastsock.multiplexing")
+        module = ModuleType("socketserver_multiplex")
+        vars(module).update({k: v for k, v in vars(package).items() if k != "__name__"})
+        for name in ("MixIn", "TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"):
+            setattr(module, f"Threading{name}", getattr(multiplexing, f"Multiplexing{name}"))
     else:
         path = Path(spec).resolve()
         name = f"socketserver_{path.stem}"
@@ -62,7 +69,7 @@ def load_implementation(spec: str, fastsock_dir: str | None = None) -> ModuleTyp
 
 
 def is_fastsock(ss: ModuleType) -> bool:
-    return SPECS[ss.__name__] == "fastsock"
+    return SPECS[ss.__name__] in ("fastsock", "multiplex")
 
 
 def requires(ss: ModuleType, version: tuple[int, int], what: str) -> None:

@@ -27,6 +27,9 @@ NATIVE: dict[str, set[str]] = {
     "_stream": {"_channel"},
     "_reader": {"_stream"},
     "_writer": {"_channel", "_stream"},
+    "_tasks": {"_sys", "_clock", "_channel"},
+    "_hub": {"_sys", "_clock", "_channel", "_tasks"},
+    "_sync": {"_sys", "_clock", "_channel", "_tasks", "_hub"},
     "_accept": {"_sys", "_genuine", "_channel"},
     "_worker": {"_turn", "_genuine"},
     "_inbox": {"_sys", "_channel", "_accept"},
@@ -62,6 +65,7 @@ NATIVE: dict[str, set[str]] = {
         "_leader",
         "_hooks",
         "_datagram",
+        "_hub",
     },
 }
 # The benchmark, which uses the package as anybody does. Its scenarios and peers are programs.
@@ -155,7 +159,34 @@ LAYERS: dict[str, set[str]] = {
         "_handlers",
         "_servers",
     },
-    "_replace": {"_servers", "_mixins", "_handlers"},
+    "_hubs": {"_hub", "_tasks", "_sync", "_types"},
+    "_offload": {"_hub", "_hubs", "_sync", "_types"},
+    "_tls": {"_accept", "_hub", "_hubs", "_types"},
+    "_cooperative": {
+        "_channel",
+        "_connection",
+        "_hub",
+        "_hubs",
+        "_offload",
+        "_sync",
+        "_tasks",
+        "_types",
+    },
+    "multiplexing": {
+        "_channel",
+        "_connection",
+        "_control",
+        "_cooperative",
+        "_hub",
+        "_hubs",
+        "_offload",
+        "_servers",
+        "_sync",
+        "_tasks",
+        "_tls",
+        "_types",
+    },
+    "_replace": {"_servers", "_mixins", "_handlers", "_hubs", "multiplexing"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -176,6 +207,7 @@ LAYERS: dict[str, set[str]] = {
 }
 # What is imported where the installed package has no dependency on it:
 EXTRAS = {
+    "_hubs": {"greenlet"},
     "bench._report": {"rich"},
     "bench._progress": {"rich"},
     "bench._compare": {"rich"},

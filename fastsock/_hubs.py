@@ -1,0 +1,340 @@
+"""The hub of each thread, the greenlets on it, and the watch over those that hold it.
+
+The only importer of greenlet, which comes with the extra ``fastsock[multiplex]``.
+
+Threads: a hub is looked up by its own thread. What a server knows of its tasks (``Tasks``) may be
+used from any.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+
+from fastsock._hub import Hub
+from fastsock._sync import Event
+from fastsock._tasks import Task
+from fastsock._types import Any
+
+#: how often the watch looks, and how long a task may hold the thread before it says so; seconds
+LOOK_EVERY = 0.2
+HELD_TOO_LONG = 0.5
+
+_here = threading.local()
+_all: weakref.WeakSet[Hub] = weakref.WeakSet()
+_at_close: weakref.WeakKeyDictionary[Hub, list[Callable[[], object]]] = weakref.WeakKeyDictionary()
+
+
+def _greenlet() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
+    try:
+        import greenlet
+    except ImportError as error:
+        raise ImportError(
+            "multiplexing needs the package greenlet: pip install 'fastsock[multiplex]'",
+            name="greenlet",
+        ) from error
+    return greenlet
+
+
+def exit_class() -> type[BaseException]:
+    """What is raised where a task waits that is to end."""
+    found: type[BaseException] = _greenlet().GreenletExit
+    return found
+
+
+def check() -> None:
+    """Raise ImportError, naming the extra, if multiplexing can't be had."""
+    _greenlet()
+
+
+def here() -> Hub | None:
+    """The hub that the caller is a task of, which can suspend it; None: it is none's."""
+    hub: Hub | None = getattr(_here, "hub", None)
+    return hub if hub is not None and hub.runs_here() else None
+
+
+def thread_has_one() -> bool:
+    """Whether there may be tasks in this thread."""
+    return getattr(_here, "hub", None) is not None
+
+
+def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool] | None:
+    """How the caller waits for (descriptor, read, write, seconds) without keeping tasks waiting.
+
+    None: it is no task, nor the greenlet of a loop that serves; it may simply block.
+    """
+    hub: Hub | None = getattr(_here, "hub", None)
+    if hub is None:
+        return None
+    if hub.runs_here():
+        return hub.wait_for_descriptor
+    if hub.active and is_main(hub):
+        return hub.wait_in_main
+    return None
+
+
+def of_caller() -> Hub | None:
+    """The hub by which the caller waits: as a task, or as the greenlet of a loop that has some.
+
+    None: it may simply block.
+    """
+    hub: Hub | None = getattr(_here, "hub", None)
+    if hub is None or hub.runs_here():
+        return hub
+    return hub if (hub.active or hub.alive) and is_main(hub) else None
+
+
+def forget_descriptor(descriptor: int) -> None:
+    """Wake those who wait for a descriptor that is about to be closed, in any thread."""
+    for hub in list(_all):
+        hub.forget_descriptor(descriptor)
+
+
+def of_thread() -> Hub:
+    """The hub of this thread, made if there is none yet, with the running greenlet as its main.
+
+    Raises:
+        ImportError: greenlet is missing.
+    """
+    hub: Hub | None = getattr(_here, "hub", None)
+    if hub is None or hub.closed:
+        greenlet = _greenlet()
+        hub = _here.hub = Hub(greenlet.getcurrent(), greenlet.GreenletExit, _held)
+        _all.add(hub)
+    return hub
+
+
+def release(hub: Hub) -> None:
+    """Close a hub that nothing runs on; its thread makes another when it needs one."""
+    if not hub.alive and not hub.active and hub.is_mine():
+        hub.close()
+        if getattr(_here, "hub", None) is hub:
+            _here.hub = None
+        for call in _at_close.pop(hub, ()):
+            call()
+
+
+def at_close(hub: Hub, call: Callable[[], object]) -> None:
+    """Have call() called when a hub has been closed, in its thread."""
+    _at_close.setdefault(hub, []).append(call)
+
+
+def is_main(hub: Hub) -> bool:
+    """Whether the caller is the greenlet that the tasks of a hub are started from."""
+    main: bool = hub.is_mine() and hub.main.greenlet is _greenlet().getcurrent()
+    return main
+
+
+class Tasks:
+    """Of one server: those that run, and who waits for their end."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.running: set[Task] = set()
+        self._waiting: list[Callable[[], object]] = []
+
+    def start(self, run: Callable[[], object], about: Any) -> Task:
+        """Have run() called by a task of its own, as soon as main waits."""
+        hub = self.hub
+        made = _greenlet().greenlet(self._run, hub.main.greenlet)
+        task = hub.new_task(made, about)
+        task.call = run
+        task.tasks = self
+        self.running.add(task)
+        hub.start(task)
+        return task
+
+    def _run(self) -> None:
+        hub = self.hub
+        task = hub.current
+        try:
+            call, task.call = task.call, None
+            assert call is not None
+            call()
+            del call
+        except SystemExit:
+            pass  # ends the task only, as it would end a thread
+        finally:
+            if hub.thread == 0:  # it has forked, and this is the child: the thread ends with it
+                _end_child()
+            try:
+                hub.ended(task)
+            finally:
+                self.running.discard(task)
+                if self._waiting:
+                    self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
+
+    def kill(self) -> None:
+        """Unwind all of them: GreenletExit is raised where each of them waits."""
+        for task in list(self.running):
+            self.hub.kill(task)
+
+    def join(self) -> None:
+        """Wait until all have ended but the caller, where there is a thread that lets them run."""
+        hub = self.hub
+        if not hub.is_mine():
+            while self.running and hub.active:
+                ended = threading.Lock()
+                ended.acquire()
+                self._waiting.append(ended.release)
+                if self.running and hub.active:
+                    ended.acquire()
+        elif hub.runs_here():
+            caller = hub.current
+            while self.running - {caller}:
+                ended_one = Event()  # and no park(), which may be sending something when it comes
+                self._waiting.append(ended_one.set)
+                ended_one.wait()
+        elif is_main(hub):
+            hub.run(lambda: self.running)
+            release(hub)
+
+    def given_up(self) -> None:
+        """The hub's thread does not let them run any more: nobody is to wait for them."""
+        self._tell()
+
+
+def _end_child() -> None:
+    """As a process ends whose last thread ends."""
+    import traceback
+
+    error = sys.exc_info()[1]
+    if error is not None:
+        traceback.print_exception(type(error), error, error.__traceback__)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0 if error is None else 1)
+
+
+# --- reports
+
+
+def describe(about: Any) -> str:
+    """What a report calls a task."""
+    if about is None:
+        return "a hook of the serve loop"
+    try:
+        return str(about)
+    except Exception as error:  # a peer's address that cannot be shown
+        return f"a handler ({error!r})"
+
+
+def _log(message: str, *values: object) -> None:
+    import logging  # late: programs that nothing is reported to do without it
+
+    logging.getLogger("fastsock").warning(message, *values)
+
+
+def _held(about: Any, seconds: float) -> None:
+    """The hub's call when a task has given up the thread that it held for too long."""
+    _log("%s has held the loop for %.2f s, in which no other could run", describe(about), seconds)
+
+
+class Watch:
+    """A thread that tells of a task which holds a hub's thread and does not give it up."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="fastsock watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        hub, seen, told, since = self._hub, -1, -1, 0.0
+        while not self._over.wait(LOOK_EVERY):
+            switches = hub.switches
+            if hub.asleep or switches != seen:
+                seen, since = switches, 0.0
+                continue
+            since += LOOK_EVERY
+            if since >= HELD_TOO_LONG and told != seen:
+                told = seen
+                self._tell(since)
+
+    def _tell(self, seconds: float) -> None:
+        import traceback
+
+        frame = sys._current_frames().get(self._hub.thread)
+        stack = "" if frame is None else "".join(traceback.format_stack(frame))
+        _log(
+            "%s holds the loop for %.1f s by now, no other can run; it is at\n%s",
+            describe(self._hub.current.about),
+            seconds,
+            stack.rstrip(),
+        )
+
+
+class Serving:
+    """A context: the serve loop runs in main; when it has ended, the handlers end.
+
+    If it was left with an exception they stay suspended, and nobody waits for them any more.
+    """
+
+    def __init__(self, servers: list[Any], tasks: list[Tasks], end: Callable[[Any], None]) -> None:
+        self._servers = servers
+        self._tasks = tasks
+        self._end = end
+        self._hub = tasks[0].hub
+
+    def __enter__(self) -> Hub:
+        if not is_main(self._hub):
+            raise RuntimeError("a multiplexing server cannot be served by a handler of one")
+        self._hub.active = True
+        self._watch = Watch(self._hub)
+        return self._hub
+
+    def __exit__(self, kind: Any, *exception: object) -> None:
+        try:
+            if kind is None:
+                for server in self._servers:
+                    self._end(server)
+        finally:
+            self._hub.active = False
+            for tasks in self._tasks:
+                tasks.given_up()
+            self._watch.close()
+            release(self._hub)
+
+
+# --- forks and the end
+
+
+def _after_fork_in_child() -> None:
+    for hub in list(_all):
+        hub.abandon()
+
+
+def _at_exit() -> None:
+    """Unwind the tasks of the main thread, so that what they hold is given up in order."""
+    hub: Hub | None = getattr(_here, "hub", None)
+    if hub is None or not is_main(hub):
+        return
+    for tasks in list(_servers):
+        if tasks.hub is hub and tasks.running:
+            tasks.kill()
+            tasks.join()
+
+
+_servers: weakref.WeakSet[Tasks] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

@@ -1,0 +1,560 @@
+"""Tasks: greenlets of one thread, each of which waits as if it had a thread of its own.
+
+A task that must wait records for what, runs the event step itself, and switches straight to the
+next task that is ready; that may be itself. The thread's own greenlet (``main``, where the serve
+loop runs) is a task like the others, which waits for the loop's descriptors and time. Greenlets are
+started from there only: started from one another their C stacks would nest.
+
+Everything that another task may touch while one is suspended lies on the heap: a greenlet's part
+of the C stack is overwritten then.
+
+Threads: a scheduler is its thread's. Others may call ``wake()``, ``kill()`` and what is said to be
+for them, under the GIL, which is given up in epoll_wait(2) only.
+"""
+
+from collections import deque
+
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.limits cimport INT_MAX
+from libc.stdlib cimport free, malloc
+
+from fastsock cimport _sys
+from fastsock._channel cimport Waiter, fail
+from fastsock._clock cimport (
+    MILLISECOND,
+    NEVER,
+    monotonic,
+    monotonic_coarse,
+    nanoseconds,
+    sooner,
+)
+
+cdef extern from "Python.h":
+    object PyObject_CallNoArgs(object function)
+
+cdef enum:
+    EVENTS = 512
+    # In the place of a slot's: the bell, and what the loop polls (the rest is its index there).
+    BELL = 0xFFFFFFFE
+    LOOP = 0xFFFFFFFF
+
+
+cdef nanoseconds deadline_after(double seconds) noexcept:
+    """NEVER, if that is in more than thirty years."""
+    if seconds > 1e9:
+        return NEVER
+    return monotonic() + <nanoseconds> (max(seconds, 0.0) * 1e9)
+
+
+cdef class Task:
+    """A greenlet of a scheduler."""
+
+    def __cinit__(self):
+        self.place = -1
+        self.deadline = NEVER
+        self.outcome = READY
+
+
+cdef class Scheduler(Waiter):
+    """One thread's.
+
+    main: the greenlet that runs the serve loop. exit_class: GreenletExit. report: called with a
+    task's ``about`` (None: main's) and seconds, when it has held the thread for longer than
+    ``set_threshold()`` says, as soon as it gives it up.
+    """
+
+    def __cinit__(self, *arguments):
+        self.poller = self.bell = -1
+        self.until = NEVER
+        self.threshold = NEVER
+
+    def __init__(self, main, exit_class, report):
+        cdef _sys.epoll_event event
+        self.thread = PyThread_get_thread_ident()
+        self.exit_class = exit_class
+        self.report = report
+        self.events = <_sys.epoll_event *> malloc(EVENTS * sizeof(_sys.epoll_event))
+        if self.events == NULL:
+            raise MemoryError
+        self.timers = []
+        self.starting = deque()
+        self.main = self.current = self.new_task(main, None)
+        self.resumed_at = monotonic_coarse()
+        self.poller = _sys.epoll_create1(_sys.EPOLL_CLOEXEC)
+        if self.poller < 0:
+            fail(_sys.errno)
+        self.bell = _sys.eventfd(0, _sys.EFD_CLOEXEC | _sys.EFD_NONBLOCK)
+        if self.bell < 0:
+            fail(_sys.errno)
+        event.events = _sys.EPOLLIN
+        event.data.u64 = BELL
+        if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_ADD, self.bell, &event) < 0:
+            fail(_sys.errno)
+
+    def __dealloc__(self):
+        if self.poller >= 0:
+            _sys.close(self.poller)
+        if self.bell >= 0:
+            _sys.close(self.bell)
+        free(self.events)
+
+    # What a hub adds:
+
+    cdef int settle_all(self) except -1:
+        """Before the current task is suspended: send what it has written. May suspend it."""
+        return 0
+
+    cdef Task happened(self, unsigned int place, unsigned int generation, unsigned int events):
+        """What an event of a slot is good for: a task to be resumed right now, or None."""
+        return None
+
+    # For the Python layer
+
+    def new_task(self, greenlet, about):
+        cdef Task task = Task.__new__(Task)
+        task.hub = self
+        task.greenlet = greenlet
+        task.switch = greenlet.switch
+        task.about = about
+        return task
+
+    def start(self, Task task not None):
+        """Have a task begin: as soon as main waits. For any thread."""
+        self.alive += 1
+        self.starting.append(task)
+        self.enqueue(self.main)
+        self.ring()
+
+    def set_threshold(self, double seconds):
+        """How long a task may hold the thread without a report."""
+        self.threshold = <nanoseconds> (seconds * 1e9)
+
+    def turn(self):
+        """Of main: let every task that is ready run, once."""
+        self.wait(NULL, 0, 0)
+
+    def run(self, still):
+        """Of main: let the tasks run, and wait with them, as long as still() is true."""
+        self.fired = False
+        while still():
+            self.step()
+
+    def park(self, seconds=None):
+        """Suspend the current task until wake(); false if that did not come within seconds."""
+        cdef Task task = self.current
+        cdef nanoseconds deadline = NEVER
+        if seconds is not None:
+            deadline = deadline_after(seconds)
+        self.settle_all()
+        self.suspend(task, deadline)
+        return task.outcome != TIMED_OUT
+
+    def wake(self, Task task not None):
+        """End a task's park(), if it is in one. For any thread."""
+        if task.slot is None:
+            self.wake_with(task, READY)
+
+    def pause(self):
+        """Let the other tasks that are ready run."""
+        self.give_way()
+
+    def kill(self, Task task not None):
+        """Have GreenletExit raised where the task waits, now and henceforth. For any thread."""
+        task.doomed = True
+        if task.outcome == WAITING:
+            self.unlink(task)
+            self.wake_with(task, READY)
+
+    def abandon(self):
+        """After a fork, in the child: its only thread is no task's any more, and waits itself."""
+        self.thread = 0
+        self.close()
+
+    @property
+    def closed(self):
+        return self.poller < 0
+
+    def close(self):
+        """Give its descriptors back: it has no task, and no loop."""
+        if self.poller >= 0:
+            _sys.close(self.poller)
+        if self.bell >= 0:
+            _sys.close(self.bell)
+        self.poller = self.bell = -1
+
+    def runs_here(self):
+        """Whether the caller is a task, and can be suspended."""
+        return self.here()
+
+    def is_mine(self):
+        """Whether the caller is in the scheduler's thread."""
+        return PyThread_get_thread_ident() == self.thread
+
+    cpdef int ring(self) except -1:
+        if self.asleep and PyThread_get_thread_ident() != self.thread:
+            _sys.eventfd_write(self.bell, 1)
+        return 0
+
+    cdef object running(self):
+        return self.current
+
+    cdef int queue_on(self, list waiting) except -1:
+        cdef Task task = self.current
+        self.settle_all()
+        waiting.append(task)
+        try:
+            self.suspend(task, NEVER)
+        finally:
+            if task in waiting:
+                waiting.remove(task)
+        return 0
+
+    cdef int wake_all(self, list waiting) except -1:
+        cdef Task task
+        cdef list woken = waiting[:]
+        del waiting[:]
+        for task in woken:
+            task.hub.wake_with(task, READY)
+        return 0
+
+    cdef bint here(self) noexcept:
+        return self.current is not self.main and PyThread_get_thread_ident() == self.thread
+
+    # main
+
+    cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2:
+        """poll(2) for main, while the other tasks go on; until: a time, or NEVER.
+
+        Returns how many descriptors are ready, or -1 with errno EINTR.
+        """
+        cdef int ready = self.arm(polled, count)
+        cdef _sys.nfds_t index
+        self.account(self.main)
+        self.polled = polled
+        self.fired = ready > 0
+        self.interrupted = False
+        self.until = until
+        try:
+            while True:
+                if self.step():
+                    if self.fired or self.interrupted:
+                        break
+                    if until != NEVER and monotonic() >= until:
+                        break
+        finally:
+            self.polled = NULL
+            self.until = NEVER
+        if self.interrupted and not self.fired:
+            _sys.errno = _sys.EINTR
+            return -1
+        ready = 0
+        for index in range(count):
+            if polled[index].revents:
+                ready += 1
+        return ready
+
+    cdef int step(self) except -1:
+        """Let others run until it is main's turn again; true if nobody waits to begin."""
+        cdef Task task
+        if self.starting:
+            task = self.starting.popleft()
+            self.enqueue(self.main)  # in turn with those that are ready
+        else:
+            if self.fired:
+                return 1
+            task = self.next_task()
+        if task is not self.main:
+            try:
+                self.resume(task)
+            finally:
+                task = self.current
+                self.current = self.main
+            if task is not self.main:  # it has ended
+                self.account(task)
+        return not self.starting
+
+    cdef int arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept:
+        """Have the epoll tell once when one of these is ready; return how many are known to be.
+
+        Anew each time, as poll(2) takes its list: who was closed, and whose number is somebody
+        else's by now, is found out here. What is left behind can fire once more, unheard.
+        """
+        cdef _sys.epoll_event event
+        cdef _sys.nfds_t index
+        cdef int known = 0
+        event.events = _sys.EPOLLIN | _sys.EPOLLONESHOT
+        for index in range(count):
+            polled[index].revents = 0
+            if polled[index].fd < 0:
+                continue
+            event.data.u64 = (<unsigned long long> index << 32) | LOOP
+            if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_MOD, polled[index].fd, &event) == 0:
+                continue
+            if (_sys.errno == _sys.ENOENT and _sys.epoll_ctl(
+                    self.poller, _sys.EPOLL_CTL_ADD, polled[index].fd, &event) == 0):
+                continue
+            # A regular file (EPERM) is always ready, for poll(2).
+            polled[index].revents = _sys.POLLNVAL if _sys.errno == _sys.EBADF else _sys.POLLIN
+            known += 1
+        return known
+
+    # Switching
+
+    cdef int resume(self, Task task) except -1:
+        self.current = task
+        self.switches += 1
+        self.taken = 0
+        self.receives = 0
+        PyObject_CallNoArgs(task.switch)
+        return 0
+
+    cdef int account(self, Task task) except -1:
+        """The task gives the thread up: for how long has it had it?"""
+        cdef nanoseconds now = monotonic_coarse()
+        cdef nanoseconds held = now - self.resumed_at
+        self.resumed_at = now
+        if held > self.threshold and self.threshold != NEVER:
+            # It may already be on somebody's list: nothing in here is to suspend it.
+            running, self.current = self.current, self.main
+            try:
+                self.report(task.about, held / 1e9)
+            finally:
+                self.current = running
+        return 0
+
+    cdef int pass_on(self, Task task) except -1:
+        cdef Task other
+        self.account(task)
+        other = self.next_task()
+        if other is not task:
+            self.resume(other)
+        else:
+            self.switches += 1
+            self.taken = 0
+            self.receives = 0
+        return 0
+
+    cdef int suspend(self, Task task, nanoseconds deadline) except -1:
+        """Suspend the current task, which has recorded what it waits for."""
+        if task.doomed:
+            self.unlink(task)
+            raise self.exit_class
+        task.outcome = WAITING
+        task.deadline = deadline
+        if deadline != NEVER:
+            self.set_timer(task)
+        try:
+            self.pass_on(task)
+        except BaseException:
+            self.unlink(task)
+            task.outcome = READY
+            raise
+        finally:
+            task.slot = None
+            task.deadline = NEVER
+        if task.doomed:
+            raise self.exit_class
+        return 0
+
+    cdef int give_way(self) except -1:
+        cdef Task task = self.current
+        self.settle_all()
+        if task.doomed:
+            raise self.exit_class
+        task.outcome = READY
+        self.enqueue(task)
+        self.pass_on(task)
+        if task.doomed:
+            raise self.exit_class
+        return 0
+
+    cdef Task next_task(self):
+        cdef Task task
+        while True:
+            if self.event_next < self.event_count:
+                self.event_next += 1
+                task = self.event(&self.events[self.event_next - 1])
+                if task is not None:
+                    return task
+            elif self.quota > 0 and self.head is not None:
+                self.quota -= 1
+                return self.dequeue()
+            else:
+                self.poll()
+
+    cdef Task event(self, _sys.epoll_event *event):
+        cdef unsigned int place = <unsigned int> event.data.u64
+        cdef unsigned int generation = <unsigned int> (event.data.u64 >> 32)
+        cdef _sys.eventfd_t rung
+        if place == LOOP:
+            if self.polled != NULL:
+                self.polled[generation].revents = _sys.POLLIN
+                self.fired = True
+                self.enqueue(self.main)
+            return None
+        if place == BELL:
+            _sys.eventfd_read(self.bell, &rung)
+            return None
+        return self.happened(place, generation, event.events)
+
+    cdef int poll(self) except -1:
+        """Ask what has happened; wait for it if nobody is ready."""
+        cdef int count, timeout = 0, error = 0
+        cdef nanoseconds until, left, now
+        self.event_next = self.event_count = 0
+        if self.head is None:
+            until = self.until
+            if self.timers:
+                until = sooner(until, (<Task> self.timers[0]).due)
+            timeout = -1
+            if until != NEVER:
+                left = until - monotonic()
+                timeout = 0
+                if left > 0:
+                    left = (left + MILLISECOND - 1) // MILLISECOND
+                    timeout = INT_MAX if left > INT_MAX else <int> left
+        if timeout == 0:
+            count = _sys.epoll_wait(self.poller, self.events, EVENTS, 0)
+            error = _sys.errno
+        else:
+            self.asleep = True
+            with nogil:
+                count = _sys.epoll_wait(self.poller, self.events, EVENTS, timeout)
+                error = _sys.errno
+            self.asleep = False
+            self.resumed_at = monotonic_coarse()
+        if count < 0:
+            if error != _sys.EINTR:
+                fail(error)
+            count = 0
+            self.interrupted = True  # main runs the signal handlers
+            self.enqueue(self.main)
+        self.event_count = count
+        if self.until != NEVER or self.timers:
+            now = monotonic()
+            if self.until != NEVER and now >= self.until:
+                self.enqueue(self.main)
+            self.expire(now)
+        self.quota = self.ready
+        return 0
+
+    # The queue of those that are ready
+
+    cdef void enqueue(self, Task task):
+        if task.queued:
+            return
+        task.queued = True
+        self.ready += 1
+        if self.head is None:
+            self.head = self.tail = task
+        else:
+            self.tail.next = task
+            self.tail = task
+
+    cdef Task dequeue(self):
+        cdef Task task = self.head
+        self.head = task.next
+        task.next = None
+        if self.head is None:
+            self.tail = None
+        task.queued = False
+        self.ready -= 1
+        return task
+
+    cpdef int wake_with(self, Task task, int outcome) except -1:
+        if task.outcome == WAITING:
+            task.outcome = outcome
+            self.enqueue(task)
+            self.ring()
+        return 0
+
+    cdef int unlink(self, Task task) except -1:
+        """It waits for no descriptor any more."""
+        task.slot = None
+        return 0
+
+    # Timers: a binary heap. A deadline that is put off stays where it is until it is due: a
+    # connection with a timeout moves its own with every message.
+
+    cdef int set_timer(self, Task task) except -1:
+        cdef list heap = self.timers
+        cdef Py_ssize_t place, parent
+        cdef Task other
+        if task.place >= 0:
+            if task.due <= task.deadline:
+                return 0
+            place = task.place
+        else:
+            place = len(heap)
+            heap.append(task)
+        task.due = task.deadline
+        while place > 0:
+            parent = (place - 1) >> 1
+            other = <Task> heap[parent]
+            if other.due <= task.due:
+                break
+            heap[place] = other
+            other.place = place
+            place = parent
+        heap[place] = task
+        task.place = place
+        return 0
+
+    cdef void drop_timer(self, Task task):
+        cdef list heap = self.timers
+        cdef Py_ssize_t place = task.place, child, parent, size
+        cdef Task last, other
+        if place < 0:
+            return
+        task.place = -1
+        last = <Task> heap.pop()
+        if last is task:
+            return
+        size = len(heap)
+        while True:  # down
+            child = 2 * place + 1
+            if child >= size:
+                break
+            if child + 1 < size and (<Task> heap[child + 1]).due < (<Task> heap[child]).due:
+                child += 1
+            other = <Task> heap[child]
+            if other.due >= last.due:
+                break
+            heap[place] = other
+            other.place = place
+            place = child
+        while place > 0:  # up
+            parent = (place - 1) >> 1
+            other = <Task> heap[parent]
+            if other.due <= last.due:
+                break
+            heap[place] = other
+            other.place = place
+            place = parent
+        heap[place] = last
+        last.place = place
+
+    def ended(self, Task task not None):
+        """A task's last call: nothing refers to it any more."""
+        self.alive -= 1
+        self.drop_timer(task)
+        try:
+            self.settle_all()
+        except OSError:
+            pass  # of another connection than its own, whose peer has gone
+
+    cdef int expire(self, nanoseconds now) except -1:
+        cdef Task task
+        while self.timers:
+            task = <Task> self.timers[0]
+            if task.due > now:
+                return 0
+            self.drop_timer(task)
+            if task.deadline == NEVER or task.outcome != WAITING:
+                continue
+            if task.deadline > now:
+                self.set_timer(task)
+                continue
+            self.unlink(task)
+            self.wake_with(task, TIMED_OUT)
+        return 0
