@@ -76,17 +76,29 @@ cdef class Stream(Borrower):
             free(self.buffer)
 
     cdef int enter(self, str what) except -1:
-        """Wait until no other thread is inside, and check that the stream is open."""
+        """Wait until no other thread or task is inside, and check that the stream is open."""
+        if self.busy:
+            self.await_turn()
+        self.check_usable(what)
+        self.busy = True
+        self.owner = PyThread_get_thread_ident()
+        if self.channel.waiter is not None:
+            self.task = self.task_here()
+        return 0
+
+    cdef object task_here(self):
+        """The task of a hub that is running, or None."""
+        cdef Waiter waiter = self.channel.waiter
+        return waiter.running() if waiter is not None and waiter.here() else None
+
+    cdef int await_turn(self) except -1:
         cdef unsigned long here = PyThread_get_thread_ident()
-        cdef Waiter waiter = None if self.channel is None else self.channel.waiter
-        task = None
-        if waiter is not None and waiter.here():
-            task = waiter.running()
+        task = self.task_here()
         while self.busy:
             if task is not None and self.task is not task:
                 if self.tasks is None:
                     self.tasks = []
-                waiter.queue_on(self.tasks)
+                self.channel.waiter.queue_on(self.tasks)
                 continue
             if self.owner == here:  # from a signal handler
                 raise RuntimeError(f"reentrant call inside {self!r}")
@@ -96,20 +108,16 @@ cdef class Stream(Borrower):
                 gate.acquire()
             gate.acquire()
             gate.release()
-        self.check_usable(what)
-        self.busy = True
-        self.owner = here
-        self.task = task
         return 0
 
     cdef void leave(self):
         self.busy = False
-        gate = self.gate
-        if gate is not None:
-            self.gate = None
+        if self.gate is not None:
+            gate, self.gate = self.gate, None
             gate.release()
-        self.task = None
-        if self.tasks:
+        if self.task is not None:
+            self.task = None
+        if self.tasks is not None and self.tasks:
             self.channel.waiter.wake_all(self.tasks)
 
     cdef int check_attached(self) except -1:
