@@ -5,11 +5,14 @@ flood.c sends them, numbered. The standard library checks the test.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,16 @@ import pytest
 from programs import Ended, Programs, end
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """No flood beside that of another Python's tests: each takes the whole machine."""
+    with open(Path(tempfile.gettempdir()) / f"fastsock-flood-{os.getuid()}", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 each_implementation = pytest.mark.parametrize("implementation", ["socketserver", "fastsock"])
 
 PROGRAM = """
