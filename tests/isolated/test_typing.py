@@ -153,7 +153,9 @@ def extensions(package: ModuleType) -> dict[str, Path]:
     """The extension modules, by name, and the file that each was loaded from."""
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     found = {}
-    for name, module in sys.modules.items():
+    for name in package._native.MODULES:  # some are loaded by who needs them
+        importlib.import_module(f"{package.__name__}.{name}")
+    for name, module in list(sys.modules.items()):
         if name.rpartition(".")[0] == package.__name__ and any(
             str(module.__file__).endswith(suffix) for suffix in suffixes
         ):
