@@ -48,6 +48,7 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
         # Beside other tests, a server may get no processor for 200 ms.
         allowed = {"lost"} if info.load == "datagrams" else set()
         assert set(one.errors) <= allowed, one
+        assert sum(one.errors.values()) <= one.operations / 10, one
         assert one.operations > 0 and one.seconds > 0
         assert one.cpu is not None and one.cpu > 0
         assert one.load_cpu is not None and one.load_cpu > 0
