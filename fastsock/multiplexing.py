@@ -45,7 +45,7 @@ class _Request:
 
     def __call__(self) -> None:
         server = self.server
-        if _hubs_current_is_doomed(server):
+        if _is_doomed(server):
             server.shutdown_request(self.request)
         else:
             server.process_request_thread(self.request, self.client_address)
@@ -56,7 +56,7 @@ class _Request:
         return f"{name} for {self.client_address!r}"
 
 
-def _hubs_current_is_doomed(server: Any) -> bool:
+def _is_doomed(server: Any) -> bool:
     tasks: Tasks = vars(server)["_fastsock_tasks"]
     return tasks.hub.current.doomed
 
