@@ -341,8 +341,10 @@ class Trace:
         os.write(self.fd, json.dumps(event).encode() + b"\n")
 
     def events(self) -> list[Event]:
+        # A write that crosses a page is seen in two parts: what follows the last newline is not whole yet.
         size = os.fstat(self.fd).st_size - self.start
-        lines = os.pread(self.fd, size, self.start).splitlines() if size else []
+        written = os.pread(self.fd, size, self.start) if size else b""
+        lines = written[: written.rfind(b"\n") + 1].splitlines()
         return [Event(name, tuple(args), *rest) for name, args, *rest in map(json.loads, lines)]
 
     def named(self, *names: str) -> list[Event]:
