@@ -229,9 +229,11 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         if callable(handler):
-            function = getattr(handler, "__func__", getattr(handler, "func", handler))
+            function = getattr(handler, "func", handler)  # of a partial
+            function = getattr(function, "__func__", function)
+            if not hasattr(function, "__code__"):
+                function = type(function).__call__
             codes.add(getattr(function, "__code__", None))
-            codes.add(getattr(getattr(type(handler), "__call__", None), "__code__", None))
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code in codes:
