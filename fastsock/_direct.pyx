@@ -80,8 +80,10 @@ cdef class DirectWriter:
             self.write(line)
 
     def flush(self):
-        """Nothing is held back."""
+        """Nothing is held back, but for what a task of a hub has written since it last waited."""
         self.check_open()
+        if self.channel is not None:
+            self.channel.settle(self.connection)
 
     def close(self):
         """Close the file, not the connection."""

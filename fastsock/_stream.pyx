@@ -82,6 +82,8 @@ cdef class Stream(Borrower):
         if (self.is_closed or self.detached or self.connection is None
                 or self.socket_io is not None):
             self.check_usable(what)
+        if self.borrowed and not self.channel.waiter.here():
+            self.give_back()  # the buffer is its tasks' alone
         self.busy = True
         self.owner = PyThread_get_thread_ident()
         if self.channel.waiter is not None:

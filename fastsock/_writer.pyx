@@ -116,6 +116,7 @@ cdef class Writer(Stream):
         self.enter("flush of closed file")
         try:
             self.flush_buffer()
+            self.channel.settle(self.connection)
         finally:
             self.leave()
 

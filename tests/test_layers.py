@@ -162,7 +162,7 @@ LAYERS: dict[str, set[str]] = {
         "_handlers",
         "_servers",
     },
-    "_hubs": {"_hub", "_tasks", "_sync", "_types"},
+    "_hubs": {"_channel", "_hub", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
     "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_types"},
     "_cooperative": {
