@@ -186,7 +186,8 @@ LAYERS: dict[str, set[str]] = {
         "_tls",
         "_types",
     },
-    "_replace": {"_servers", "_mixins", "_handlers", "_hubs", "multiplexing"},
+    "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
+    "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -199,6 +200,7 @@ LAYERS: dict[str, set[str]] = {
         "_servers",
         "_mixins",
         "_replace",
+        "multiplexing",
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:
     "_demo": {"__init__"},
