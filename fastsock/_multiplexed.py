@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from fastsock import _hubs, _mixins
-from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from fastsock import _hubs, _mixins, _servers
 from fastsock._types import Any, RequestType, RetAddress
 from fastsock.multiplexing import MultiplexingMixIn
 
@@ -37,19 +36,19 @@ class ThreadingMixIn(MultiplexingMixIn, _mixins.ThreadingMixIn):
             _mixins.ThreadingMixIn.process_request(self, request, client_address)
 
 
-class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+class ThreadingTCPServer(ThreadingMixIn, _servers.TCPServer):
     """A TCPServer with a greenlet for each request."""
 
 
-class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+class ThreadingUDPServer(ThreadingMixIn, _servers.UDPServer):
     """A UDPServer with a greenlet for each request."""
 
 
-class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+class ThreadingUnixStreamServer(ThreadingMixIn, _servers.UnixStreamServer):
     """A UnixStreamServer with a greenlet for each request."""
 
 
-class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+class ThreadingUnixDatagramServer(ThreadingMixIn, _servers.UnixDatagramServer):
     """A UnixDatagramServer with a greenlet for each request."""
 
 

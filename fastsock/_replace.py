@@ -126,6 +126,7 @@ def _keepers_of_threads(plain: ModuleType) -> list[str]:
         name
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType)
+        and module is not plain  # which is there as socketserver too
         and name.partition(".")[0] != __package__
         and any(keeps(*item) for item in list(vars(module).items()))
     )
