@@ -26,11 +26,13 @@ from fastsock._sync import Event
 from fastsock._tasks import Task
 from fastsock._types import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or sys.version_info < (3, 12):
     from typing import ParamSpec, TypeVar
+else:  # they are there without typing, which is as large as all that is imported here
+    from _typing import ParamSpec, TypeVar
 
-    _P = ParamSpec("_P")
-    _T = TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _sync.ask(_hubs.of_caller)
 

@@ -13,7 +13,7 @@ from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_t
 from fastsock._hubs import Tasks
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
-from fastsock._types import Any, RequestType, RetAddress
+from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
 
 __all__ = [
     "Event",
@@ -78,14 +78,16 @@ class MultiplexingMixIn:
     block_on_close: bool = True
     slow_handler_threshold: float = 0.1
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        """As of the server class that it is mixed into.
+    if not TYPE_CHECKING:  # to which the arguments are those of the server class
 
-        Raises:
-            ImportError: greenlet is not installed.
-        """
-        _hubs.check()
-        super().__init__(*args, **keywords)
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            """As of the server class that it is mixed into.
+
+            Raises:
+                ImportError: greenlet is not installed.
+            """
+            _hubs.check()
+            super().__init__(*args, **keywords)
 
     def process_request_thread(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish one request and shut it down, in its greenlet. May be overridden."""
