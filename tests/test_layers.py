@@ -210,6 +210,7 @@ LAYERS: dict[str, set[str]] = {
 # What is imported where the installed package has no dependency on it:
 EXTRAS = {
     "_hubs": {"greenlet"},
+    "_cooperative": {"_typing"},  # of Python 3.12 and later, not yet in the list of 3.10
     "bench._report": {"rich"},
     "bench._progress": {"rich"},
     "bench._compare": {"rich"},
