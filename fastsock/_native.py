@@ -22,6 +22,8 @@ MODULES = frozenset(
         "_control",
         "_core",
         "_datagram",
+        "_descriptors",
+        "_direct",
         "_genuine",
         "_hooks",
         "_hub",

@@ -47,7 +47,7 @@ class _Request:
         self.request = request
         self.client_address = client_address
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         server = self.server
         if _is_doomed(server):
             server.shutdown_request(self.request)
@@ -104,7 +104,9 @@ class MultiplexingMixIn:
         """Finish one request and shut it down, in its greenlet. May be overridden."""
         try:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
-        except Exception:
+        except Exception as error:
+            if _hubs.raised_by_signal_handler(error):
+                raise
             self.handle_error(request, client_address)  # type: ignore[attr-defined]
         finally:
             self.shutdown_request(request)  # type: ignore[attr-defined]
@@ -120,7 +122,7 @@ class MultiplexingMixIn:
         if type(request) is Connection:
             tasks.hub.adopt(request)
         about = _Request(self, request, client_address)
-        tasks.start(about, about)
+        tasks.start(about.run, about)
 
     def handle_request(self) -> None:
         """Take a request, and run its handler until that waits for something.

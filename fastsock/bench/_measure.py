@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastsock.bench import _machine
+from fastsock.bench import _machine, _scenarios
 from fastsock.bench._results import (
+    FASTSOCK,
+    MULTIPLEXING,
     OURS,
     REFERENCE,
     STANDARD,
@@ -38,6 +40,7 @@ from fastsock.bench._scenarios import FOLDER, QUICK_CONNECTIONS, REFERENCES, Pee
 
 SPARE_DESCRIPTORS = 100
 START_SECONDS = 30  # until a server listens
+COLD_SECONDS = 3  # at least: until a connection that finds no room in a backlog is there
 GRACE = 10  # seconds that the first round may take longer
 # This very package, whatever the working directory has under its name.
 CLIENT = """
@@ -48,6 +51,7 @@ sys.path.insert(0, sys.argv[1])
 from fastsock.bench._client import main
 sys.exit(main())
 """
+NO_GREENLET = "greenlet is not installed: pip install 'fastsock[bench]'"
 TIMEOUT = 10  # seconds without an answer; thousands of threads may take some
 
 
@@ -91,6 +95,7 @@ def servers_for(scenario: Scenario, peers: list[Peer]) -> list[str]:
     return [
         STANDARD,
         OURS,
+        *([MULTIPLEXING] if scenario.threading else []),
         *(peer.name for peer in peers if scenario.work in peer.works),
         *reference,
     ]
@@ -114,6 +119,12 @@ def plan(
         here |= {name for pairs in REFERENCES.values() for name, _ in pairs}
     else:
         made.left_out.append(LeftOut("", REFERENCE, "no C compiler here (cc, gcc, or CC)"))
+    if _scenarios.version_of("greenlet"):
+        here.add(MULTIPLEXING)
+    elif any(scenario.threading for scenario in scenarios) and (
+        only is None or MULTIPLEXING in only
+    ):
+        made.left_out.append(LeftOut("", MULTIPLEXING, NO_GREENLET))
     for peer in peers:
         if not peer.version and (only is None or peer.name in only):
             made.left_out.append(LeftOut("", peer.name, f"{peer.distribution} is not installed"))
@@ -208,9 +219,9 @@ class Bench:
 
     def _command(self, step: Step, address: str) -> list[str]:
         program = [sys.executable, str(FOLDER / "_serve.py")]
-        backlog = str(self._settings.backlog)
         scenario = step.scenario
-        if step.server in (STANDARD, OURS):
+        backlog = "0" if scenario.info.cold else str(self._settings.backlog)
+        if step.server in (STANDARD, *FASTSOCK):
             return [*program, "scenario", str(scenario.path), step.server, address, backlog]
         if peer := self._peers.get(step.server):
             return [*program, "peer", str(peer.path), peer.name, scenario.work, address, backlog]
@@ -258,6 +269,9 @@ class Bench:
             MeasureError: it was not to be had.
         """
         scenario, info = step.scenario, step.scenario.info
+        seconds = self._settings.seconds
+        if info.cold:
+            seconds = max(seconds, COLD_SECONDS)
         with self._serving(step) as (pid, address):
             job: dict[str, Any] = {
                 "load": info.load,
@@ -268,13 +282,14 @@ class Bench:
                 "payload": info.payload,
                 "depth": info.depth,
                 "idle": info.idle,
+                "cold": info.cold,
                 "request": base64.b64encode(scenario.request).decode(),
                 "body": base64.b64encode(scenario.body).decode(),
                 "pid": pid,
                 "patience": patience(step.connections + info.idle),
                 "timeout": TIMEOUT,
-                "warm_up": self._settings.seconds / 4,
-                "seconds": self._settings.seconds,
+                "warm_up": seconds / 4,
+                "seconds": seconds,
             }
             with contextlib.ExitStack() as stack:
                 leash = stack.enter_context(contextlib.closing(_Leash()))
@@ -290,7 +305,7 @@ class Bench:
                 stack.enter_context(load)
                 try:
                     leash.fasten(load.pid)
-                    limit = job["patience"] + 10 * self._settings.seconds + 60
+                    limit = job["patience"] + 10 * seconds + 60
                     found, said = load.communicate(json.dumps(job), timeout=limit)
                 except subprocess.TimeoutExpired:
                     raise MeasureError(f"the load did not end within {limit:.0f} s") from None

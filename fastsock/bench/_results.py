@@ -19,6 +19,10 @@ from typing import Any, NamedTuple
 FORMAT = 1
 #: who is compared with whom
 STANDARD, OURS, REFERENCE = "socketserver", "fastsock", "C"
+#: fastsock, with the multiplexing classes where the program asks for threads
+MULTIPLEXING = "fastsock multiplexing"
+#: the servers of this package
+FASTSOCK = (OURS, MULTIPLEXING)
 #: the part of a core from which on the load is what limits a rate
 BUSY = 0.9
 
@@ -42,7 +46,7 @@ class Measurement:
     """One server under one load for the seconds of one round."""
 
     scenario: str
-    server: str  # STANDARD, OURS, REFERENCE, or a peer's name
+    server: str  # STANDARD, OURS, MULTIPLEXING, REFERENCE, or a peer's name
     connections: int
     pinned: bool  # server and load on a core each
     round: int  # measurements of the same round were taken right after each other
@@ -56,6 +60,8 @@ class Measurement:
     verified: int  # bytes of answers that were compared with what had to come
     served: int  # lasting connections that were answered while it was counted; else 0
     load_cpu: float | None = None  # microseconds of the load's own, per operation
+    # operations a second of as many connections just before the idle ones were there; None: no idle
+    alone: float | None = None
 
     @property
     def rate(self) -> float:
@@ -73,6 +79,7 @@ class ScenarioInfo:
     payload: int  # bytes of one message; of http: of the answer's body
     depth: int  # messages under way on each connection
     idle: int  # further connections that are silent
+    cold: bool = False  # connections were opened while it was counted, the backlog as it comes
 
 
 @dataclasses.dataclass(frozen=True)

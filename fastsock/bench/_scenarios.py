@@ -17,6 +17,8 @@ CONNECTIONS    a tuple of numbers, each of which is measured; for ``once`` and `
 ``PAYLOAD``    bytes of a message
 ``DEPTH``      messages that are under way on each connection; default 1
 ``IDLE``       so many further connections exchange a line and are silent from then on; default 0
+``COLD``       true: lasting connections are opened at once, while it is counted, for 3 s at least,
+               and the backlog is the server's own, whatever ``--backlog`` says; default false
 ``REQUEST``    bytes, for http
 ``BODY``       bytes, for http
 ``ORDERED``    false: datagrams may be answered in another order; default true
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import socketserver
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,6 +71,7 @@ class Scenario:
     body: bytes  # of the HTTP answer
     ordered: bool
     quick: bool
+    threading: bool  # a thread for each request, of which multiplexing may take the place
 
     @property
     def work(self) -> str:
@@ -76,8 +80,8 @@ class Scenario:
 
     @property
     def lasting(self) -> bool:
-        """Do connections last longer than a request?"""
-        return self.info.load in ("lines", "http", "opening")
+        """Are there connections that last, and are there before it is counted?"""
+        return self.info.load in ("lines", "http", "opening") and not self.info.cold
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,10 @@ def _module(path: Path, kind: str) -> ModuleType:
     except Exception as error:
         raise ScenarioError(f"{path}: {type(error).__name__}: {error}") from error
     return module
+
+
+def _is_threading(server: object) -> bool:
+    return isinstance(server, type) and issubclass(server, socketserver.ThreadingMixIn)
 
 
 def read(path: Path) -> Scenario:
@@ -151,6 +159,9 @@ def read(path: Path) -> Scenario:
     else:
         payload = number("PAYLOAD", None, 0 if load == "datagrams" else 1)
         request = message(payload)
+    cold = bool(get("COLD", bool, False))
+    if cold and (load not in ("lines", "http") or constants.get("IDLE")):
+        raise ScenarioError(f"{path}: COLD is of lasting connections, none of them idle")
     return Scenario(
         path.stem,
         path,
@@ -161,12 +172,14 @@ def read(path: Path) -> Scenario:
             payload=payload,
             depth=number("DEPTH", 1, 1),
             idle=number("IDLE", 0, 0),
+            cold=cold,
         ),
         connections,
         request,
         body,
         bool(get("ORDERED", bool, True)),
         bool(get("QUICK", bool, True)),
+        _is_threading(constants["Server"]),
     )
 
 
@@ -190,6 +203,7 @@ ORDER = (
     "unix_datagrams",
     "udp_threads",
     "http_keepalive",
+    "http_cold",
     "http_nodelay",
     "http_close",
     "xmlrpc",
