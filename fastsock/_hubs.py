@@ -70,6 +70,12 @@ def thread_has_one() -> bool:
     return getattr(_here, "hub", None) is not None
 
 
+def loop_runs_here() -> bool:
+    """Whether a loop in this thread runs tasks, so that one more may be left to it."""
+    hub: Hub | None = getattr(_here, "hub", None)
+    return hub is not None and hub.active and hub.is_mine()
+
+
 def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool] | None:
     """How the caller waits for (descriptor, read, write, seconds) without keeping tasks waiting.
 
