@@ -111,7 +111,7 @@ class MultiplexingMixIn:
         """As of every server; what the handlers do until they wait for something is done then."""
         super().handle_request()  # type: ignore[misc]
         tasks: Tasks | None = vars(self).get("_fastsock_tasks")
-        if tasks is None:
+        if tasks is None or tasks.hub.closed:  # none has been started, or none since then
             return
         if _hubs.is_main(tasks.hub):
             tasks.hub.turn()
