@@ -14,7 +14,17 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
-from support import about_threads, TIMEOUT, Background, connect, is_fastsock, receive, serving, upper, wait_until
+from support import (
+    TIMEOUT,
+    Background,
+    about_threads,
+    connect,
+    is_fastsock,
+    receive,
+    serving,
+    upper,
+    wait_until,
+)
 
 Make = Callable[..., Any]
 

@@ -166,7 +166,14 @@ def test_server_close_in_a_child(ss: ModuleType, make: Make) -> None:
         server.server_close()
 
 
-@pytest.mark.parametrize("how", ["return", "raise", "thread"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "return",
+        "raise",
+        pytest.param("thread", marks=about_threads("the child ends with its greenlet")),
+    ],
+)
 def test_child_leaves_the_handler(inside: Inside, how: str) -> None:
     """The end of its thread is the end of the process, unless it has started others."""
     if how == "thread" and not inside.reuses and sys.version_info >= (3, 14):
