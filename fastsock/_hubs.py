@@ -180,8 +180,7 @@ class Tasks:
         except BaseException as error:
             if raised_by_signal_handler(error):
                 raise
-            if not isinstance(error, SystemExit):  # which ends the task only, as it ends a thread
-                report()
+            report()  # of SystemExit, too, as of a thread's: the default hook says nothing then
         finally:
             if hub.thread == 0:  # it has forked, and this is the child: the thread ends with it
                 _end_child()

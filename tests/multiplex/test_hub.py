@@ -163,6 +163,7 @@ def test_waiting_for_the_descriptor_and_then_receiving(fastsock: Any) -> None:
         assert receive(client) == b"a line\n"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # says its hook
 @pytest.mark.parametrize("error", [SystemExit, ValueError])
 def test_what_leaves_a_handler_ends_it_alone(
     fastsock: Any, error: type[BaseException], capsys: Any
