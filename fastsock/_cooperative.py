@@ -314,11 +314,6 @@ class Spawned:
         try:
             if not task.doomed:
                 function()
-        except KeyboardInterrupt:
-            raise  # meant for the main thread, as which the task has run
-        except BaseException as error:
-            if not isinstance(error, _hubs.exit_class()):
-                _report()
         finally:
             self._ended.set()
 
@@ -334,15 +329,6 @@ class _Thread(threading.Thread):
             super().run()
         finally:
             self._is_over.set()
-
-
-def _report() -> None:
-    """An exception that leaves a task is told of as one that leaves a thread."""
-    try:
-        found = (*sys.exc_info(), threading.current_thread())
-        threading.excepthook(threading.ExceptHookArgs(found))
-    except Exception:
-        sys.excepthook(*sys.exc_info())
 
 
 def spawn(function: Callable[_P, object], /, *args: _P.args, **keywords: _P.kwargs) -> Spawned:

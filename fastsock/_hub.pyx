@@ -1,4 +1,4 @@
-"""The hub: a scheduler whose tasks wait for descriptors, their own connections first of all.
+"""The hub: a scheduler whose tasks wait for their connections, in which bytes come and go.
 
 Two buffers are shared. What comes for a task that waits is received into ``incoming`` before the
 task is resumed, and is its own until somebody else needs the buffer; then it takes out what is left
@@ -8,30 +8,21 @@ suspended.
 
 Descriptors of connections are in the epoll(7) edge-triggered: of what was not taken there is no
 further event, so a slot remembers that it is readable until a receive has brought less than was
-asked for. After the peer's FIN that means nothing: it may have come in one edge with data. An event
-carries place and generation of its slot, never a number that may be somebody else's by now.
+asked for. After the peer's FIN that means nothing: it may have come in one edge with data.
 
 Threads: see ``_tasks``.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
 from fastsock._channel cimport Borrower, Channel, channel_of, fail
-from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
-from fastsock._tasks cimport (
-    CLOSED,
-    DONE,
-    READY,
-    TIMED_OUT,
-    WAITING,
-    Scheduler,
-    Task,
-    deadline_after,
-)
+from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._descriptors cimport Descriptors, Slot
+from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
 
 cdef enum:
     INCOMING = 1 << 16
@@ -41,42 +32,21 @@ cdef enum:
     # A task that never has to wait gives way after so many bytes, or receives.
     MOST_BYTES = 1 << 16
     MOST_RECEIVES = 64
-    # So often main runs signal handlers, which may have missed its wait.
-    SIGNALS = 500 * MILLISECOND
 
 
-cdef class Slot:
-    """A descriptor in a hub's epoll."""
-
-    def __cinit__(self):
-        self.descriptor = self.copy = -1
-
-    def __dealloc__(self):
-        if self.hub is not None:
-            self.hub.release_slot(self)
-
-    def release(self):
-        """Its descriptor is about to be closed or given away; who waits is woken. Any thread's."""
-        self.hub.give_up(self)
-
-
-cdef class Hub(Scheduler):
+cdef class Hub(Descriptors):
     """One thread's; see ``Scheduler``."""
 
     def __init__(self, main, exit_class, report):
-        Scheduler.__init__(self, main, exit_class, report)
+        Descriptors.__init__(self, main, exit_class, report)
         self.incoming = <char *> malloc(INCOMING)
         self.outgoing = <char *> malloc(OUTGOING)
         if self.incoming == NULL or self.outgoing == NULL:
             raise MemoryError
-        self.free_places = []
-        self.foreign = {}
 
     def __dealloc__(self):
         free(self.incoming)
         free(self.outgoing)
-        free(self.table)
-        free(self.generations)
 
     def adopt(self, connection):
         """Have a connection wait here."""
@@ -85,25 +55,18 @@ cdef class Hub(Scheduler):
     def abandon(self):
         self.held = 0  # the parent sends it
         self.sender = self.sending = None
-        Scheduler.abandon(self)
+        Descriptors.abandon(self)
 
     cdef Task happened(self, unsigned int place, unsigned int generation, unsigned int events):
-        cdef Slot slot
+        cdef Slot slot = self.slot_of_event(place, generation)
         cdef Task task
         cdef Py_ssize_t count
-        if (place >= self.room or self.table[place] == NULL
-                or self.generations[place] != generation):
-            return None  # of a descriptor that was closed since
-        slot = <Slot> self.table[place]
+        if slot is None:
+            return None
         if slot.others is not None:
             self.wake_others(slot, events)
-        if slot.foreign:
-            return None
-        if slot.kept:
-            if events & ~(<unsigned int> _sys.EPOLLOUT):
-                slot.readable = True
-            if events & (_sys.EPOLLOUT | _sys.EPOLLHUP | _sys.EPOLLERR):
-                slot.writable = True
+        if slot.foreign or slot.kept:
+            self.happened_elsewhere(slot, events)
             return None
         if events & (_sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR):
             slot.ended = True
@@ -141,53 +104,14 @@ cdef class Hub(Scheduler):
         task.outcome = DONE
         return task
 
-    cdef int unlink(self, Task task) except -1:
-        cdef Slot slot = task.slot
-        task.slot = None
-        if slot is not None:
-            if slot.reader is task:
-                slot.reader = None
-            elif slot.writer is task:
-                slot.writer = None
-            elif slot.others is not None and task in slot.others:
-                slot.others.remove(task)
-        return 0
+    def take_turn(self, size_t count):
+        """Of a task, before it receives or sends so many bytes: after its share others run."""
+        if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
+            self.give_way()
+        self.taken += count
+        self.receives += 1
 
     # Descriptors
-
-    cdef Slot new_slot(self, int descriptor, unsigned int events):
-        """Raises OSError of epoll_ctl(2)."""
-        cdef _sys.epoll_event event
-        cdef unsigned int place, room
-        cdef void *table
-        cdef Slot slot
-        if not self.free_places:
-            room = max(64, 2 * self.room)
-            table = realloc(self.table, room * sizeof(void *))
-            if table == NULL:
-                raise MemoryError
-            self.table = <void **> table
-            table = realloc(self.generations, room * sizeof(unsigned int))
-            if table == NULL:
-                raise MemoryError
-            self.generations = <unsigned int *> table
-            for place in range(self.room, room):
-                self.table[place] = NULL
-                self.generations[place] = 0
-                self.free_places.append(place)
-            self.room = room
-        place = self.free_places.pop()
-        event.events = events
-        event.data.u64 = (<unsigned long long> self.generations[place] << 32) | place
-        if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_ADD, descriptor, &event) < 0:
-            self.free_places.append(place)
-            fail(_sys.errno)
-        slot = Slot.__new__(Slot)
-        slot.hub = self
-        slot.place = place
-        slot.descriptor = descriptor
-        self.table[place] = <void *> slot
-        return slot
 
     cdef Slot enrol(self, Channel channel, int descriptor):
         """The slot of a channel's descriptor."""
@@ -202,40 +126,6 @@ cdef class Hub(Scheduler):
                                  | _sys.EPOLLPRI | <unsigned int> _sys.EPOLLET)
         channel.slot = slot
         return slot
-
-    cdef Slot slot_or_copy(self, int descriptor, unsigned int events):
-        """A new slot; if the descriptor is in the epoll already, of a duplicate of it."""
-        cdef Slot slot
-        cdef int copy
-        try:
-            return self.new_slot(descriptor, events)
-        except FileExistsError:
-            copy = _sys.fcntl(descriptor, _sys.F_DUPFD_CLOEXEC, 0)
-            if copy < 0:
-                fail(_sys.errno)
-        try:
-            slot = self.new_slot(copy, events)
-        except BaseException:
-            _sys.close(copy)
-            raise
-        slot.copy = copy
-        slot.descriptor = descriptor
-        return slot
-
-    cdef void release_slot(self, Slot slot) noexcept:
-        if slot.descriptor < 0:
-            return
-        # Explicitly: a duplicate, in another process perhaps, would keep it in the epoll.
-        if slot.copy >= 0:
-            _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_DEL, slot.copy, NULL)
-            _sys.close(slot.copy)
-        else:
-            _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_DEL, slot.descriptor, NULL)
-        slot.descriptor = slot.copy = -1
-        self.table[slot.place] = NULL
-        self.generations[slot.place] += 1
-        if self.free_places is not None:
-            self.free_places.append(slot.place)
 
     cdef int forget(self, Channel channel) except -1:
         """For any thread."""
@@ -282,223 +172,25 @@ cdef class Hub(Scheduler):
             fail(_sys.EBADF)
         return task.outcome
 
-    cdef int wake_others(self, Slot slot, unsigned int events) except -1:
-        cdef Task task
-        cdef list still = []
-        cdef short happened = 0
-        if events & ~(<unsigned int> _sys.EPOLLOUT):
-            happened |= _sys.POLLIN
-        if events & (_sys.EPOLLOUT | _sys.EPOLLHUP | _sys.EPOLLERR):
-            happened |= _sys.POLLOUT
-        for task in slot.others:
-            if task.wants & happened:
-                self.wake_with(task, READY)
-            else:
-                still.append(task)
-        slot.others = still or None
-        if slot.foreign and still:
-            self.rearm(slot)
-        return 0
-
-    def wait_for_descriptor(self, int descriptor, bint read, bint write, seconds):
-        """Suspend the current task until a descriptor is ready; false after so many seconds.
-
-        Raises OSError (EBADF): it is none, or ``forget_descriptor()`` was called.
-        """
-        cdef Task task = self.current
-        cdef nanoseconds deadline = NEVER
-        cdef Slot slot
-        if seconds is not None:
-            deadline = deadline_after(seconds)
-        self.settle_all()
-        slot = self.watch(task, descriptor, read, write)
-        if slot is None:
-            return True
-        try:
-            self.rearm(slot)
-            self.suspend(task, deadline)
-        finally:
-            self.unlink_from(task, slot)
-        if task.outcome == CLOSED:
-            fail(_sys.EBADF)
-        return task.outcome != TIMED_OUT
-
-    def wait_in_main(self, int descriptor, bint read, bint write, seconds):
-        """As ``wait_for_descriptor()``, of main: the tasks go on. Signal handlers run meanwhile."""
-        cdef Task task = self.main
-        cdef int outcome
-        cdef nanoseconds now = monotonic()
-        cdef nanoseconds deadline = NEVER
-        if seconds is not None:
-            deadline = deadline_after(seconds)
-        self.account(task)
-        while True:
-            outcome = self.wait_a_while(task, descriptor, read, write,
-                                        sooner(deadline, now + SIGNALS))
-            if outcome == CLOSED:
-                fail(_sys.EBADF)
-            if outcome == READY:
-                return True
-            now = monotonic()
-            if deadline != NEVER and now >= deadline:
-                return False
-            PyErr_CheckSignals()  # whose handlers may wait here themselves
-
-    cdef int wait_a_while(self, Task task, int descriptor, bint read, bint write,
-                          nanoseconds deadline) except -1:
-        """Until the descriptor is ready, or a signal has come (WAITING)."""
-        cdef int outcome
-        cdef Slot slot = self.watch(task, descriptor, read, write)
-        if slot is None:
-            return READY
-        task.outcome = WAITING
-        task.deadline = deadline
-        self.fired = self.interrupted = False
-        try:
-            self.rearm(slot)
-            self.set_timer(task)
-            while task.outcome == WAITING and not self.interrupted:
-                self.step()
-        finally:
-            outcome = task.outcome
-            task.outcome = READY
-            task.deadline = NEVER
-            self.unlink_from(task, slot)
-        return outcome
-
-    def forget_descriptor(self, int descriptor):
-        """It is about to be closed or given away: who waits for it is woken. For any thread.
-
-        A connection's does not need it.
-        """
-        cdef Slot slot = self.foreign.pop(descriptor, None)
-        if slot is not None:
-            self.give_up(slot)
-
-    cdef int give_up(self, Slot slot) except -1:
-        cdef Task task
-        self.release_slot(slot)
-        waiting, slot.others = slot.others or [], None
-        for task in waiting:
-            self.wake_with(task, CLOSED)
-        return 0
-
-    def keep(self, int descriptor):
-        """A slot for a descriptor of somebody who tells when that is closed; None: it has one."""
-        cdef Slot slot
-        try:
-            slot = self.new_slot(descriptor, _sys.EPOLLIN | _sys.EPOLLOUT | _sys.EPOLLRDHUP
-                                 | <unsigned int> _sys.EPOLLET)
-        except FileExistsError:
-            return None
-        slot.kept = True
-        return slot
-
-    def wait_at(self, Slot slot not None, bint read, bint write, seconds):
-        """As ``wait_for_descriptor()``, for a slot that was kept, without a system call.
-
-        Only right after a call for the descriptor has failed with EAGAIN: of what is there already
-        there may be no further event. May return true too early.
-        """
-        cdef Task task = self.current
-        cdef nanoseconds deadline = NEVER
-        if seconds is not None:
-            deadline = deadline_after(seconds)
-        self.settle_all()  # it may be suspended for that, and the event come meanwhile
-        if slot.descriptor < 0:
-            fail(_sys.EBADF)
-        if not ((read and slot.readable) or (write and slot.writable)):
-            task.slot = slot
-            task.wants = (_sys.POLLIN if read else 0) | (_sys.POLLOUT if write else 0)
-            if slot.others is None:
-                slot.others = []
-            slot.others.append(task)
-            self.suspend(task, deadline)
-            if task.outcome == CLOSED:
-                fail(_sys.EBADF)
-            if task.outcome == TIMED_OUT:
-                return False
-        if read:
-            slot.readable = False
-        if write:
-            slot.writable = False
-        return True
-
-    @property
-    def foreign_waits(self):
-        """How many descriptors are waited for that are no connections'."""
-        return len(self.foreign)
-
-    def take_turn(self, size_t count):
-        """Of a task, before it receives or sends so many bytes: after its share others run."""
-        if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
-            self.give_way()
-        self.taken += count
-        self.receives += 1
-
-    cdef Slot watch(self, Task task, int descriptor, bint read, bint write):
-        """Enter a task that is to wait for a foreign descriptor; None: that is always ready."""
-        cdef Slot slot = self.foreign.get(descriptor)
-        if slot is None:
-            try:
-                slot = self.foreign_slot(descriptor)
-            except PermissionError:
-                return None  # EPERM: a regular file
-            self.foreign[descriptor] = slot
-        task.slot = slot
-        task.wants = (_sys.POLLIN if read else 0) | (_sys.POLLOUT if write else 0)
-        if slot.others is None:
-            slot.others = []
-        slot.others.append(task)
-        return slot
-
-    cdef Slot foreign_slot(self, int descriptor):
-        cdef Slot slot = self.slot_or_copy(descriptor, _sys.EPOLLONESHOT)
-        slot.foreign = True
-        return slot
-
-    cdef int unlink_from(self, Task task, Slot slot) except -1:
-        """A wait for a foreign descriptor is over; the last one takes the slot with it."""
-        task.slot = None
-        if slot.others is not None and task in slot.others:
-            slot.others.remove(task)
-        if not slot.others and self.foreign.get(slot.descriptor) is slot:
-            del self.foreign[slot.descriptor]
-            self.release_slot(slot)
-        return 0
-
-    cdef int rearm(self, Slot slot) except -1:
-        cdef _sys.epoll_event event
-        cdef Task task
-        cdef int descriptor = slot.descriptor if slot.copy < 0 else slot.copy
-        event.events = _sys.EPOLLONESHOT
-        for task in slot.others:
-            if task.wants & _sys.POLLIN:
-                event.events |= _sys.EPOLLIN | _sys.EPOLLRDHUP
-            if task.wants & _sys.POLLOUT:
-                event.events |= _sys.EPOLLOUT
-        event.data.u64 = (<unsigned long long> self.generations[slot.place] << 32) | slot.place
-        if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_MOD, descriptor, &event) < 0:
-            fail(_sys.errno)
-        return 0
-
     cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
         """Wait until a receive or a send would probably not; for calls that aren't ours."""
-        cdef nanoseconds limit
+        cdef nanoseconds limit, deadline
         cdef int descriptor
         cdef _sys.pollfd asked
+        cdef Slot slot
         self.settle_all()
         descriptor = channel.current(connection, &limit)
         if limit == 0 or descriptor < 0:
             return 0
+        # Enrolled first: what happens between this question and the wait is an event then.
+        slot = self.enrol(channel, descriptor)
         asked.fd = descriptor
         asked.events = _sys.POLLOUT if writing else _sys.POLLIN
         asked.revents = 0
-        if _sys.poll(&asked, 1, 0) != 0:
-            return 0
-        seconds = None if limit == NEVER else limit / 1e9
-        if not self.wait_for_descriptor(descriptor, not writing, writing, seconds):
-            raise TimeoutError("timed out")
+        deadline = NEVER if limit == NEVER else monotonic() + limit
+        while _sys.poll(&asked, 1, 0) == 0:
+            self.current.target = NULL
+            self.wait_for(slot, writing, deadline)
         return 0
 
     # Receiving

@@ -27,6 +27,7 @@ HELD_TOO_LONG = 0.5
 
 _here = threading.local()
 _all: weakref.WeakSet[Hub] = weakref.WeakSet()
+_crews: weakref.WeakSet[Tasks] = weakref.WeakSet()
 _at_close: weakref.WeakKeyDictionary[Hub, list[Callable[[], object]]] = weakref.WeakKeyDictionary()
 
 
@@ -141,6 +142,7 @@ class Tasks:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.running: set[Task] = set()
+        _crews.add(self)
         self._waiting: list[Callable[[], object]] = []
 
     def start(self, run: Callable[[], object], about: Any) -> Task:
@@ -162,8 +164,13 @@ class Tasks:
             assert call is not None
             call()
             del call
-        except SystemExit:
-            pass  # ends the task only, as it would end a thread
+        except KeyboardInterrupt:
+            raise  # meant for the main thread, as which the task has run
+        except BaseException as error:
+            if raised_by_signal_handler(error):
+                raise
+            if not isinstance(error, SystemExit):  # which ends the task only, as it ends a thread
+                report()
         finally:
             if hub.thread == 0:  # it has forked, and this is the child: the thread ends with it
                 _end_child()
@@ -207,6 +214,43 @@ class Tasks:
     def given_up(self) -> None:
         """The hub's thread does not let them run any more: nobody is to wait for them."""
         self._tell()
+
+
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Whether a function of ``signal.signal()`` has raised it, which runs in whatever task runs.
+
+    Elsewhere it would leave ``serve_forever()``, and so it should here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    import signal
+
+    codes = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler):
+            function = getattr(handler, "func", handler)  # of a partial
+            function = getattr(function, "__func__", function)
+            if not hasattr(function, "__code__"):
+                function = type(function).__call__
+            codes.add(getattr(function, "__code__", None))
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def report() -> None:
+    """An exception that leaves a task is told of as one that leaves a thread."""
+    found = sys.exc_info()
+    if isinstance(found[1], exit_class()):
+        return
+    try:
+        threading.excepthook(threading.ExceptHookArgs((*found, threading.current_thread())))
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def _end_child() -> None:
@@ -329,12 +373,11 @@ def _at_exit() -> None:
     hub: Hub | None = getattr(_here, "hub", None)
     if hub is None or not is_main(hub):
         return
-    for tasks in list(_servers):
+    for tasks in list(_crews):
         if tasks.hub is hub and tasks.running:
             tasks.kill()
             tasks.join()
 
 
-_servers: weakref.WeakSet[Tasks] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

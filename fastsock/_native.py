@@ -22,6 +22,7 @@ MODULES = frozenset(
         "_control",
         "_core",
         "_datagram",
+        "_descriptors",
         "_genuine",
         "_hooks",
         "_hub",

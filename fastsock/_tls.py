@@ -31,7 +31,8 @@ from fastsock import _accept, _hubs
 from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastsock._hub import Hub, Slot
+    from fastsock._descriptors import Slot
+    from fastsock._hub import Hub
 
 #: bytes that a call of OpenSSL's brings at most
 RECORD = 1 << 14

@@ -91,7 +91,9 @@ class MultiplexingMixIn:
         """Finish one request and shut it down, in its greenlet. May be overridden."""
         try:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
-        except Exception:
+        except Exception as error:
+            if _hubs.raised_by_signal_handler(error):
+                raise
             self.handle_error(request, client_address)  # type: ignore[attr-defined]
         finally:
             self.shutdown_request(request)  # type: ignore[attr-defined]

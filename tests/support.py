@@ -341,7 +341,7 @@ class Trace:
         os.write(self.fd, json.dumps(event).encode() + b"\n")
 
     def events(self) -> list[Event]:
-        # A write that crosses a page is seen in two parts: what follows the last newline is not whole yet.
+        # A write that crosses a page is seen in two parts: the last line may not be whole yet.
         size = os.fstat(self.fd).st_size - self.start
         written = os.pread(self.fd, size, self.start) if size else b""
         lines = written[: written.rfind(b"\n") + 1].splitlines()

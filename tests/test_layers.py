@@ -28,7 +28,8 @@ NATIVE: dict[str, set[str]] = {
     "_reader": {"_stream"},
     "_writer": {"_channel", "_stream"},
     "_tasks": {"_sys", "_clock", "_channel"},
-    "_hub": {"_sys", "_clock", "_channel", "_tasks"},
+    "_descriptors": {"_sys", "_clock", "_channel", "_tasks"},
+    "_hub": {"_sys", "_clock", "_channel", "_tasks", "_descriptors"},
     "_sync": {"_sys", "_clock", "_channel", "_tasks", "_hub"},
     "_accept": {"_sys", "_genuine", "_channel"},
     "_worker": {"_turn", "_genuine"},
@@ -161,7 +162,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_hubs": {"_hub", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
-    "_tls": {"_accept", "_hub", "_hubs", "_types"},
+    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_types"},
     "_cooperative": {
         "_channel",
         "_connection",

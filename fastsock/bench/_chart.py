@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsock.bench._report import MissingExtra, number, pinning
-from fastsock.bench._results import OURS, REFERENCE, STANDARD, Key, Run, Spread, spread
+from fastsock.bench._results import (
+    FASTSOCK,
+    MULTIPLEXING,
+    OURS,
+    REFERENCE,
+    STANDARD,
+    Key,
+    Run,
+    Spread,
+    spread,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +34,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-#: Okabe and Ito's palette, which the colour-blind can tell apart; a server's colour never changes
+#: Okabe and Ito's palette, which the colour-blind can tell apart, and one of Tol's colours; a
+#: server's colour never changes
 COLOURS = {
     STANDARD: "#8c8c8c",
     OURS: "#0072b2",
+    MULTIPLEXING: "#882255",
     "asyncio streams": "#e69f00",
     "asyncio Protocol": "#d55e00",
     "uvloop streams": "#56b4e9",
@@ -39,6 +51,7 @@ COLOURS = {
 MARKERS = {
     STANDARD: "o",
     OURS: "D",
+    MULTIPLEXING: "*",
     "asyncio streams": "v",
     "asyncio Protocol": "^",
     "uvloop streams": "<",
@@ -48,7 +61,7 @@ MARKERS = {
     "C batched": "X",
 }
 #: of servers that aren't listed, in their order
-OTHERS = (("#882255", "*"), ("#999933", "h"), ("#332288", "p"), ("#44aa99", "d"))
+OTHERS = (("#999933", "h"), ("#332288", "p"), ("#44aa99", "d"))
 
 # inches
 PANEL = 6.6  # the width of a plot
@@ -202,7 +215,7 @@ def _draw_bars(axes: Axes, drawn: list[Group], used: dict[str, tuple[str, str]])
                 textcoords="offset points",
                 va="center_baseline",
                 fontsize=SMALL - 0.5,
-                fontweight="bold" if server == OURS else "normal",
+                fontweight="bold" if server in FASTSOCK else "normal",
                 zorder=4,
             )
         if index % 2:
@@ -260,8 +273,8 @@ def _draw_lines(axes: Axes, drawn: Curves, used: dict[str, tuple[str, str]]) -> 
             ms=5.5,
             mec="white",
             mew=0.6,
-            lw=2.4 if server == OURS else 1.5,
-            zorder=4 if server == OURS else 3,
+            lw=2.4 if server in FASTSOCK else 1.5,
+            zorder=4 if server in FASTSOCK else 3,
         )
     axes.set_xscale("log")
     axes.set_yscale("log")

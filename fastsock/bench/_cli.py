@@ -13,15 +13,25 @@ import time
 from pathlib import Path
 
 from fastsock.bench import _compare, _measure, _progress, _report, _results, _scenarios
-from fastsock.bench._results import LeftOut, Run, Settings
+from fastsock.bench._results import (
+    FASTSOCK,
+    MULTIPLEXING,
+    OURS,
+    REFERENCE,
+    STANDARD,
+    LeftOut,
+    Run,
+    Settings,
+)
 from fastsock.bench._scenarios import Peer, Scenario
 
-QUICK_SERVERS = frozenset(("socketserver", "fastsock", "C", "C batched"))
+QUICK_SERVERS = frozenset((STANDARD, *FASTSOCK, REFERENCE, "C batched"))
 QUICK_SECONDS = 45  # after which --quick begins no further round
 EPILOG = """
 The servers run in processes of their own, and so does the load, which is native code. Of
 socketserver and fastsock the very same source file is run; only what `import socketserver` means
-differs. gevent and uvloop take part if they are installed, a small C server if there is a compiler.
+differs; "fastsock multiplexing" is that file as well, its threads replaced by greenlets. It, gevent
+and uvloop take part if they (or greenlet) are installed, a small C server if there is a compiler.
 The servers of a scenario take turns in every round; shown are medians, the least and the most.
 
 exit status: 0; 1 if --compare names a regression, or nothing could be measured; 2 for wrong usage;
@@ -51,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--backlog", type=int, default=4096, metavar="N", help="of all; 0: as each comes (4096)"
     )
-    made.add_argument("--servers", metavar="A,B", help="only these; default: all there are")
+    made.add_argument(
+        "--servers", metavar="A,B", help="only these; a word of a name will do; default: all"
+    )
     made.add_argument("--add", action="append", default=[], metavar="FILE", help="a scenario more")
     made.add_argument("--json", action="store_true", help="print JSON instead of the table")
     made.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -92,8 +104,14 @@ def chosen_servers(options: argparse.Namespace, peers: list[Peer]) -> frozenset[
     if options.servers is None:
         return QUICK_SERVERS if options.quick else None
     there = [*sorted(QUICK_SERVERS), *(peer.name for peer in peers)]
-    wanted = [name.strip() for name in options.servers.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in there]:
+    wanted: set[str] = set()
+    unknown = []
+    for name in filter(None, map(str.strip, options.servers.split(","))):
+        # "multiplexing" is fastsock's, "uvloop" both of its servers; "fastsock" but the one
+        meant = [name] if name in there else [one for one in there if name in one.split()]
+        wanted.update(meant)
+        unknown += [] if meant else [name]
+    if unknown:
         raise _scenarios.ScenarioError(
             f"no server {', '.join(unknown)}; there are {', '.join(there)}"
         )
@@ -107,7 +125,9 @@ def show_list(scenarios: list[Scenario], peers: list[Peer]) -> None:
         counts = ", ".join(f"{count:,}" for count in scenario.connections)
         print(f"{scenario.name:{width}}  {scenario.info.title} ({counts})")
     print()
-    print("socketserver, fastsock, C, C batched")
+    print(", ".join((STANDARD, OURS, REFERENCE, "C batched")))
+    missing = "" if _scenarios.version_of("greenlet") else f" ({_measure.NO_GREENLET})"
+    print(f"{MULTIPLEXING}{missing}")
     for peer in peers:
         print(f"{peer.name}{'' if peer.version else f' ({peer.distribution} is not installed)'}")
 
@@ -182,7 +202,7 @@ def measure(options: argparse.Namespace) -> Run:
     if options.quick and options.servers is None:
         made.left_out.append(LeftOut("", "the peers", "--quick (--servers asks for them)"))
     if not made.steps:
-        why = "; ".join(f"{left.scenario}: {left.why}" for left in made.left_out)
+        why = "; ".join(f"{left.scenario or left.server}: {left.why}" for left in made.left_out)
         raise _scenarios.ScenarioError(f"nothing to measure ({why})")
     until = time.monotonic() + QUICK_SECONDS if options.quick else None
     with _progress.Progress(sys.stderr) as progress:

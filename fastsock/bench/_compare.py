@@ -20,6 +20,7 @@ rounds: 3 % and 58 %. Without changes of speed, 5 rounds: 0.3 % and 95 %.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -28,6 +29,8 @@ from typing import TextIO
 
 from fastsock.bench._report import errors_of, has_rich, number, pinning
 from fastsock.bench._results import (
+    FASTSOCK,
+    MULTIPLEXING,
     OURS,
     REFERENCE,
     STANDARD,
@@ -37,6 +40,8 @@ from fastsock.bench._results import (
     Run,
 )
 
+#: a row of the table: what was measured, and of which server
+Row = tuple[Key, str]
 #: a change below this is never named; of what has no reference, below the larger
 FLOOR, FLOOR_ALONE = math.log(1.08), math.log(1.35)
 #: standard errors that a shift has to exceed: of one metric, or of rate and CPU together
@@ -108,16 +113,19 @@ class Change:
     title: str
     shifts: tuple[Shift, ...] = ()
     errors: dict[str, int] = field(default_factory=dict)  # kinds that did not occur before
+    server: str = OURS
 
     def __str__(self) -> str:
         told = [str(shift) for shift in self.shifts]
         told += [f"new errors: {count:,} {kind}" for kind, count in self.errors.items()]
-        return f"{_name(self.key, self.title)}: {'; '.join(told)}"
+        return f"{_name((self.key, self.server), self.title)}: {'; '.join(told)}"
 
 
-def _name(key: Key, title: str) -> str:
+def _name(row: Row, title: str) -> str:
+    key, server = row
     what = f"{key.scenario} ({title})" if title else key.scenario
-    return f"{what}, {key.connections:,} connections, {pinning(key.pinned)}"
+    whose = "" if server == OURS else f", {server}"
+    return f"{what}, {key.connections:,} connections, {pinning(key.pinned)}{whose}"
 
 
 @dataclass(frozen=True)
@@ -259,16 +267,16 @@ def _cost(rate: _Series, cpu: _Series) -> _Series | None:
 
 
 #: of a row of the table and a round: at the server before fastsock and at the one after it
-Speeds = dict[tuple[Key, int], tuple[float, float]]
+Speeds = dict[tuple[Row, int], tuple[float, float]]
 
 
-def _references(before: Run, after: Run) -> set[tuple[Key, str]]:
+def _references(before: Run, after: Run) -> set[Row]:
     """Rows and servers that are the same in both runs."""
     each = [
         {(Key(one.scenario, one.connections, one.pinned), one.server) for one in run.measurements}
         for run in (before, after)
     ]
-    same = {pair for pair in each[0] & each[1] if pair[1] != OURS}
+    same = {pair for pair in each[0] & each[1] if pair[1] not in FASTSOCK}
     if before.machine.peers != after.machine.peers:  # then only those that come along
         same = {pair for pair in same if pair[1] == STANDARD or pair[1].startswith(REFERENCE)}
     return same
@@ -302,17 +310,18 @@ def _steps(residuals: list[float], price: float) -> list[float]:
 def _speeds(before: Run, after: Run, metric: Metric) -> list[Speeds]:
     """The speed of the machine when fastsock was measured, for each run; empty if unknown."""
     references = _references(before, after)
-    places: list[list[tuple[Key, int, int]]] = []  # of fastsock: where among the others
-    others: list[list[tuple[tuple[Key, str], float]]] = []
+    places: list[list[tuple[Row, int, int]]] = []  # of fastsock: where among the others
+    others: list[list[tuple[Row, float]]] = []
     for run in (before, after):
-        ours: list[tuple[Key, int, int]] = []
-        theirs: list[tuple[tuple[Key, str], float]] = []
+        ours: list[tuple[Row, int, int]] = []
+        theirs: list[tuple[Row, float]] = []
         for one in run.measurements:
-            key, value = Key(one.scenario, one.connections, one.pinned), metric.value(one)
-            if one.server == OURS:
-                ours.append((key, one.round, len(theirs)))
-            elif value and (key, one.server) in references:
-                theirs.append(((key, one.server), math.log(value)))
+            row = Key(one.scenario, one.connections, one.pinned), one.server
+            value = metric.value(one)
+            if one.server in FASTSOCK:
+                ours.append((row, one.round, len(theirs)))
+            elif value and row in references:
+                theirs.append((row, math.log(value)))
         places.append(ours)
         others.append(theirs)
     if not all(others):
@@ -333,25 +342,25 @@ def _speeds(before: Run, after: Run, metric: Metric) -> list[Speeds]:
     found: list[Speeds] = []
     for ours, speed in zip(places, speeds, strict=True):
         known: Speeds = {}
-        for key, which, place in ours:
+        for row, which, place in ours:
             sides = speed[max(place - 1, 0) : place + 1]
-            known[key, which] = (sides[0], sides[-1])
+            known[row, which] = (sides[0], sides[-1])
         found.append(known)
     return found
 
 
 def _grouped(
-    others: list[list[tuple[tuple[Key, str], float]]], speeds: list[list[float]]
-) -> dict[tuple[Key, str], list[float]]:
+    others: list[list[tuple[Row, float]]], speeds: list[list[float]]
+) -> dict[Row, list[float]]:
     """What remains of each server's figures when the speeds are taken off."""
-    rests: dict[tuple[Key, str], list[float]] = {}
+    rests: dict[Row, list[float]] = {}
     for one, speed in zip(others, speeds, strict=True):
         for (which, value), at in zip(one, speed, strict=True):
             rests.setdefault(which, []).append(value - at)
     return rests
 
 
-def _rest(key: Key, mine: dict[int, float], speed: Speeds, metric: Metric) -> dict[int, float]:
+def _rest(row: Row, mine: dict[int, float], speed: Speeds, metric: Metric) -> dict[int, float]:
     """What is left of the figures of fastsock when the speed is taken off, by round.
 
     If the machine changed its speed between the server before fastsock and the one after it, the
@@ -359,7 +368,7 @@ def _rest(key: Key, mine: dict[int, float], speed: Speeds, metric: Metric) -> di
     if there are too few of those.
     """
     choices = {
-        which: [value - at * metric.speed for at in speed[key, which]]
+        which: [value - at * metric.speed for at in speed[row, which]]
         for which, value in mine.items()
     }
     clear = [sum(pair) / 2 for pair in choices.values() if abs(pair[0] - pair[1]) < STEP]
@@ -375,16 +384,16 @@ def _rest(key: Key, mine: dict[int, float], speed: Speeds, metric: Metric) -> di
 
 
 def _series(
-    before: Run, after: Run, key: Key, metric: Metric, speeds: list[Speeds]
+    before: Run, after: Run, row: Row, metric: Metric, speeds: list[Speeds]
 ) -> _Series | None:
     """None, if there is nothing to compare."""
-    ours = [_by_round(run.of(key, OURS), metric) for run in (before, after)]
+    ours = [_by_round(run.of(*row), metric) for run in (before, after)]
     if not all(ours):
         return None
     relative = metric.timed and all(speeds)
     rest = ours
     if relative:
-        rest = [_rest(key, mine, speed, metric) for mine, speed in zip(ours, speeds, strict=True)]
+        rest = [_rest(row, mine, speed, metric) for mine, speed in zip(ours, speeds, strict=True)]
         if not all(rest):
             return None
     shown = [math.exp(statistics.median(mine.values())) for mine in ours]
@@ -408,31 +417,43 @@ def _differences(before: Run, after: Run) -> list[str]:
     return found
 
 
-def _comparable(before: Run, after: Run) -> tuple[list[Key], list[str]]:
+def _comparable(before: Run, after: Run) -> tuple[list[Row], list[str]]:
     """The rows of the table that both have, and what is to be said of the others."""
-    ours = [{key: None for key in run.rows() if run.of(key, OURS)} for run in (before, after)]
     told = []
-    keys = []
-    for key in ours[0]:
-        old = before.scenarios[key.scenario]
-        if key not in ours[1]:
-            told.append(f"measured before only: {_name(key, old.title)}")
+    for when, one, other in (("before", before, after), ("after", after, before)):
+        if MULTIPLEXING in one.servers() and MULTIPLEXING not in other.servers():
+            told.append(f"measured {when} only: {MULTIPLEXING}")
+    ours = [
+        {
+            (key, server): None
+            for key in run.rows()
+            for server in FASTSOCK
+            if run.of(key, server) and not (told and server == MULTIPLEXING)
+        }
+        for run in (before, after)
+    ]
+    rows = []
+    for row in ours[0]:
+        old = before.scenarios[row[0].scenario]
+        if row not in ours[1]:
+            told.append(f"measured before only: {_name(row, old.title)}")
             continue
-        new = after.scenarios[key.scenario]
-        loads = [(one.load, one.family, one.payload, one.depth, one.idle) for one in (old, new)]
+        new = after.scenarios[row[0].scenario]
+        loads = [dataclasses.replace(one, title="") for one in (old, new)]
         if loads[0] != loads[1]:
-            told.append(f"not the same load, not compared: {_name(key, new.title)}")
+            told.append(f"not the same load, not compared: {_name(row, new.title)}")
             continue
-        keys.append(key)
-    for key in ours[1]:
-        if key not in ours[0]:
-            told.append(f"measured after only: {_name(key, after.scenarios[key.scenario].title)}")
-    return keys, told
+        rows.append(row)
+    for row in ours[1]:
+        if row not in ours[0]:
+            title = after.scenarios[row[0].scenario].title
+            told.append(f"measured after only: {_name(row, title)}")
+    return rows, told
 
 
-def _new_errors(before: Run, after: Run, key: Key) -> dict[str, int]:
-    known = errors_of(before.of(key, OURS))
-    found = errors_of(after.of(key, OURS))
+def _new_errors(before: Run, after: Run, row: Row) -> dict[str, int]:
+    known = errors_of(before.of(*row))
+    found = errors_of(after.of(*row))
     return {kind: count for kind, count in found.items() if kind not in known}
 
 
@@ -442,43 +463,44 @@ def compare(before: Run, after: Run) -> Comparison:
     Raises:
         ResultsError: the runs have nothing in common.
     """
-    keys, told = _comparable(before, after)
-    if not keys:
+    rows, told = _comparable(before, after)
+    if not rows:
         raise ResultsError(
             "the two runs have nothing in common to compare: no scenario with fastsock at the same "
             "number of connections, pinned or not in both"
         )
     warnings = _differences(before, after) + told
-    fewest = min(len(run.of(key, OURS)) for run in (before, after) for key in keys)
+    fewest = min(len(run.of(*row)) for run in (before, after) for row in rows)
     if fewest < 3:
         warnings.append(
             f"{fewest} round{'s' if fewest > 1 else ''} only: small changes are not told from noise"
         )
-    every = _all_series(before, after, keys)
+    every = _all_series(before, after, rows)
     pooled = {name: _pooled(found.values()) for name, found in every.items()}
     regressions, improvements, unchanged = [], [], 0
-    for key in keys:
-        worse, better = _shifts(key, every, pooled)
+    for row in rows:
+        worse, better = _shifts(row, every, pooled)
+        key, server = row
         title = after.scenarios[key.scenario].title
-        errors = _new_errors(before, after, key)
+        errors = _new_errors(before, after, row)
         if worse or errors:
-            regressions.append(Change(key, title, tuple(worse), errors))
+            regressions.append(Change(key, title, tuple(worse), errors, server))
         if better:
-            improvements.append(Change(key, title, tuple(better)))
+            improvements.append(Change(key, title, tuple(better), server=server))
         unchanged += not (worse or better or errors)
     return Comparison(regressions, improvements, unchanged, warnings)
 
 
-def _all_series(before: Run, after: Run, keys: list[Key]) -> dict[str, dict[Key, _Series]]:
+def _all_series(before: Run, after: Run, rows: list[Row]) -> dict[str, dict[Row, _Series]]:
     """By metric, and ``COST``."""
     speeds = {metric.name: _speeds(before, after, metric) for metric in METRICS[:2]}
-    every: dict[str, dict[Key, _Series]] = {COST: {}}
+    every: dict[str, dict[Row, _Series]] = {COST: {}}
     for metric in METRICS:
-        found = {key: _series(before, after, key, metric, speeds[metric.clock]) for key in keys}
-        every[metric.name] = {key: one for key, one in found.items() if one is not None}
-    for key, rate in every["rate"].items():
-        if (cpu := every["CPU"].get(key)) and (cost := _cost(rate, cpu)):
-            every[COST][key] = cost
+        found = {row: _series(before, after, row, metric, speeds[metric.clock]) for row in rows}
+        every[metric.name] = {row: one for row, one in found.items() if one is not None}
+    for row, rate in every["rate"].items():
+        if (cpu := every["CPU"].get(row)) and (cost := _cost(rate, cpu)):
+            every[COST][row] = cost
     return every
 
 
@@ -489,7 +511,7 @@ def _pooled(series: Iterable[_Series]) -> float:
 
 
 def _shifts(
-    key: Key, every: dict[str, dict[Key, _Series]], pooled: dict[str, float]
+    row: Row, every: dict[str, dict[Row, _Series]], pooled: dict[str, float]
 ) -> tuple[list[Shift], list[Shift]]:
     """What became worse and what better in this row."""
 
@@ -500,11 +522,11 @@ def _shifts(
         floor = FLOOR if one.relative or not timed else FLOOR_ALONE
         return one.shift / one.error(pooled[name]) if abs(one.shift) > floor else 0.0
 
-    together = certainty(every[COST].get(key), COST)
+    together = certainty(every[COST].get(row), COST)
     worse: list[Shift] = []
     better: list[Shift] = []
     for metric in METRICS:
-        one = every[metric.name].get(key)
+        one = every[metric.name].get(row)
         if one is None:
             continue
         worsening = -metric.sign * one.shift

@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastsock.bench import _machine
+from fastsock.bench import _machine, _scenarios
 from fastsock.bench._results import (
+    FASTSOCK,
+    MULTIPLEXING,
     OURS,
     REFERENCE,
     STANDARD,
@@ -48,6 +50,7 @@ sys.path.insert(0, sys.argv[1])
 from fastsock.bench._client import main
 sys.exit(main())
 """
+NO_GREENLET = "greenlet is not installed: pip install 'fastsock[bench]'"
 TIMEOUT = 10  # seconds without an answer; thousands of threads may take some
 
 
@@ -91,6 +94,7 @@ def servers_for(scenario: Scenario, peers: list[Peer]) -> list[str]:
     return [
         STANDARD,
         OURS,
+        *([MULTIPLEXING] if scenario.threading else []),
         *(peer.name for peer in peers if scenario.work in peer.works),
         *reference,
     ]
@@ -114,6 +118,12 @@ def plan(
         here |= {name for pairs in REFERENCES.values() for name, _ in pairs}
     else:
         made.left_out.append(LeftOut("", REFERENCE, "no C compiler here (cc, gcc, or CC)"))
+    if _scenarios.version_of("greenlet"):
+        here.add(MULTIPLEXING)
+    elif any(scenario.threading for scenario in scenarios) and (
+        only is None or MULTIPLEXING in only
+    ):
+        made.left_out.append(LeftOut("", MULTIPLEXING, NO_GREENLET))
     for peer in peers:
         if not peer.version and (only is None or peer.name in only):
             made.left_out.append(LeftOut("", peer.name, f"{peer.distribution} is not installed"))
@@ -210,7 +220,7 @@ class Bench:
         program = [sys.executable, str(FOLDER / "_serve.py")]
         backlog = str(self._settings.backlog)
         scenario = step.scenario
-        if step.server in (STANDARD, OURS):
+        if step.server in (STANDARD, *FASTSOCK):
             return [*program, "scenario", str(scenario.path), step.server, address, backlog]
         if peer := self._peers.get(step.server):
             return [*program, "peer", str(peer.path), peer.name, scenario.work, address, backlog]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from fastsock.bench._results import (
-    OURS,
+    FASTSOCK,
     REFERENCE,
     STANDARD,
     Key,
@@ -403,7 +403,7 @@ def _rich_table(section: Section, portion: list[int], width: int) -> RenderableT
             elif (begin := row[index].find(" (")) > 0:
                 cell.stylize("dim", begin)
             cells.append(cell)
-        table.add_row(*cells, style="green" if row[where] == OURS else None)
+        table.add_row(*cells, style="green" if row[where] in FASTSOCK else None)
     return table
 
 

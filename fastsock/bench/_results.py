@@ -19,6 +19,10 @@ from typing import Any, NamedTuple
 FORMAT = 1
 #: who is compared with whom
 STANDARD, OURS, REFERENCE = "socketserver", "fastsock", "C"
+#: fastsock, with the multiplexing classes where the program asks for threads
+MULTIPLEXING = "fastsock multiplexing"
+#: the servers of this package
+FASTSOCK = (OURS, MULTIPLEXING)
 #: the part of a core from which on the load is what limits a rate
 BUSY = 0.9
 
@@ -42,7 +46,7 @@ class Measurement:
     """One server under one load for the seconds of one round."""
 
     scenario: str
-    server: str  # STANDARD, OURS, REFERENCE, or a peer's name
+    server: str  # STANDARD, OURS, MULTIPLEXING, REFERENCE, or a peer's name
     connections: int
     pinned: bool  # server and load on a core each
     round: int  # measurements of the same round were taken right after each other

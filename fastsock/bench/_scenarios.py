@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import socketserver
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Scenario:
     body: bytes  # of the HTTP answer
     ordered: bool
     quick: bool
+    threading: bool  # a thread for each request, of which multiplexing may take the place
 
     @property
     def work(self) -> str:
@@ -107,6 +109,10 @@ def _module(path: Path, kind: str) -> ModuleType:
     except Exception as error:
         raise ScenarioError(f"{path}: {type(error).__name__}: {error}") from error
     return module
+
+
+def _is_threading(server: object) -> bool:
+    return isinstance(server, type) and issubclass(server, socketserver.ThreadingMixIn)
 
 
 def read(path: Path) -> Scenario:
@@ -167,6 +173,7 @@ def read(path: Path) -> Scenario:
         body,
         bool(get("ORDERED", bool, True)),
         bool(get("QUICK", bool, True)),
+        _is_threading(constants["Server"]),
     )
 
 

@@ -7,7 +7,8 @@ Prints the port (0 for a Unix socket) when the server listens, then serves until
 
 So that the standard library is measured as its users have it, nothing of fastsock is imported for
 it. For fastsock :func:`fastsock.install` is called first, and then the very same file is run: its
-``import socketserver`` is the only thing that differs.
+``import socketserver`` is the only thing that differs. So it is for "fastsock multiplexing", where
+the names of the threading classes stand for the multiplexing ones.
 """
 
 from __future__ import annotations
@@ -59,15 +60,28 @@ def teller() -> Callable[[int], None]:
     return tell
 
 
+def install(multiplex: bool) -> None:
+    """``import socketserver`` means fastsock from now on."""
+    import fastsock
+
+    fastsock.install()
+    if multiplex:
+        from fastsock import multiplexing
+
+        module = ModuleType("socketserver")
+        vars(module).update(vars(fastsock))
+        for name in ("MixIn", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"):
+            vars(module)[f"Threading{name}"] = getattr(multiplexing, f"Multiplexing{name}")
+        sys.modules["socketserver"] = module
+
+
 def serve_scenario(
     path: str, implementation: str, address: Any, backlog: int, tell: Callable[[int], None]
 ) -> None:
     """The standard library's classes, or ours in their place."""
-    if implementation == "fastsock":
+    if implementation.startswith("fastsock"):
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-        import fastsock
-
-        fastsock.install()
+        install(multiplex=implementation.endswith("multiplexing"))
     scenario = load(path)
     if backlog:
         scenario.Server.request_queue_size = backlog

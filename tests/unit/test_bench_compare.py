@@ -251,3 +251,35 @@ def test_the_key_says_what_it_is() -> None:
     found = compare(quiet(pinned=(True,)), quiet(pinned=(True,), factor=slowed("udp")))
     assert [change.key for change in found.regressions] == [Key("udp", 50, True)]
     assert "50 connections, pinned: " in str(found.regressions[0])
+
+
+# --- fastsock multiplexing
+
+
+BOTH = (*bench_runs.SERVERS[:2], "fastsock multiplexing", "C")
+
+
+def test_of_multiplexing_too() -> None:
+    """Each of the two servers of fastsock for itself; neither is a reference for the other."""
+
+    def slower(name: str, server: str) -> float:
+        return 1.2 if (name, server) == ("sync", "fastsock multiplexing") else 1.0
+
+    found = compare(quiet(servers=BOTH), quiet(servers=BOTH, factor=slower))
+    (change,) = found.regressions
+    assert (change.key.scenario, change.server) == ("sync", "fastsock multiplexing")
+    assert "16 connections, not pinned, fastsock multiplexing: rate -1" in str(change)
+    assert (found.improvements, found.unchanged, found.warnings) == ([], 5, [])
+
+    found = compare(quiet(servers=BOTH), quiet(servers=BOTH, factor=slowed("sync")))
+    assert [change.server for change in found.regressions] == ["fastsock"]
+
+
+def test_only_one_run_has_multiplexing() -> None:
+    """As when a run of an older version is compared with: said once, not for each row."""
+    found = compare(quiet(), quiet(servers=BOTH))
+    assert found.warnings == ["measured after only: fastsock multiplexing"]
+    assert found.unchanged == 3
+    found = compare(quiet(servers=BOTH), quiet(factor=slowed("sync")))
+    assert found.warnings == ["measured before only: fastsock multiplexing"]
+    assert names(found.regressions) == ["sync"]
