@@ -35,7 +35,7 @@ from fastsock import multiplexing
 
 BATCH = 40
 MUCH = b"m" * 600_000  # more than a Unix socket holds
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 class Wrong(Exception):
@@ -51,6 +51,7 @@ class Victim:
         self.handler: Any = None
         self.descriptor = -1
         self.outcome: Any = None
+        self.target: Any = None  # the connection that is taken away
         self.is_waiting = False
         self.sentinel: Sentinel | None = None
 
@@ -153,6 +154,25 @@ def in_recvmsg(handler: Any) -> Any:
     return handler.request.recvmsg(100)
 
 
+def in_sendfile(handler: Any) -> Any:
+    with open(handler.server.torture.file, "rb") as file:
+        handler.request.sendfile(file)
+    return handler.request.recv(1)
+
+
+def in_wait(handler: Any) -> Any:
+    """As in poll(2), this goes on until the peer does something."""
+    multiplexing.wait(handler.request, read=True)
+    return handler.request.recv(1)
+
+
+def in_outbound(handler: Any) -> Any:
+    victim = handler.victim
+    with multiplexing.create_connection(handler.server.torture.outside.getsockname()) as connection:
+        victim.target, victim.descriptor = connection, connection.fileno()
+        return connection.recv(1)
+
+
 WAITS: dict[str, Callable[[Any], Any]] = {
     "recv": in_recv,
     "recv_into": in_recv_into,
@@ -164,6 +184,9 @@ WAITS: dict[str, Callable[[Any], Any]] = {
     "timeout": in_timeout,
     "two": in_two,
     "recvmsg": in_recvmsg,
+    "sendfile": in_sendfile,
+    "wait": in_wait,
+    "outbound": in_outbound,
 }
 
 # --- what is done to the connection
@@ -187,15 +210,15 @@ def shut_and_closed(request: Any) -> None:
     closed(request)
 
 
-def all_closed(handler: Any) -> None:
+def all_closed(request: Any, *files: Any) -> None:
     """By what a program would call; a file waits for whoever is in the middle of a read."""
-    handler.request.shutdown(socket.SHUT_RDWR)
-    handler.request.close()
-    for file in (handler.rfile, handler.wfile):
+    request.shutdown(socket.SHUT_RDWR)
+    request.close()
+    for file in files:
         with contextlib.suppress(OSError):
             file.close()
-    if handler.request.fileno() >= 0:
-        handler.request._real_close()
+    if request.fileno() >= 0:
+        request._real_close()
 
 
 WAYS: dict[str, Callable[[Any], None]] = {
@@ -210,8 +233,9 @@ ACTORS = ("director", "task", "worker", "thread")
 class Handler(fastsock.StreamRequestHandler):
     def handle(self) -> None:
         victim = self.server.torture.victims[int(self.rfile.readline())]
-        victim.handler = self
-        victim.descriptor = self.request.fileno()
+        self.victim, victim.handler = victim, self
+        if victim.waits != "outbound":
+            victim.target, victim.descriptor = self.request, self.request.fileno()
         self.wfile.write(b"%d\n" % victim.number)
         self.wfile.flush()
         victim.is_waiting = True
@@ -251,6 +275,9 @@ class Torture:
         self.folder = tempfile.mkdtemp(prefix="fs")
         self.server: Any = Server(f"{self.folder}/s", Handler)
         self.server.torture = self
+        self.file = f"{self.folder}/file"
+        Path(self.file).write_bytes(MUCH)
+        self.outside = socket.create_server(("127.0.0.1", 0), backlog=2 * BATCH)
 
     def run(self) -> None:
         """Of the main thread."""
@@ -275,6 +302,7 @@ class Torture:
             else:
                 self.server.server_close()
             self.thread.join()
+            self.outside.close()
             shutil.rmtree(self.folder)
         if isinstance(starter.outcome, Exception):
             raise starter.outcome
@@ -311,7 +339,7 @@ class Torture:
             client.connect(f"{self.folder}/s")
             client.setblocking(False)
             client.send(b"%d\n" % victim.number)
-        self.until(lambda: all(victim.is_waiting for victim in victims), victims, "begin to wait")
+        self.until(lambda: all(victim.is_waiting and victim.target for victim in victims), victims, "begin to wait")
         multiplexing.sleep(0)  # after is_waiting they come to where they wait
         order = victims[:]
         self.dice.shuffle(order)
@@ -333,6 +361,8 @@ class Torture:
         for victim in victims:
             self.look_at(victim)
         self.over.clear()
+        for _ in range(sum(victim.waits == "outbound" for victim in victims)):
+            self.outside.accept()[0].close()
         for victim in victims:
             del self.victims[victim.number]
         if self.closes is not None and self.closes():
@@ -354,10 +384,15 @@ class Torture:
 
     def kill(self, victim: Victim) -> None:
         try:
-            if victim.way == "all closed":
-                all_closed(victim.handler)
+            handler, target = victim.handler, victim.target
+            if victim.way != "all closed":
+                WAYS[victim.way](target)
+            elif target is handler.request:
+                all_closed(target, handler.rfile, handler.wfile)
             else:
-                WAYS[victim.way](victim.handler.request)
+                all_closed(target)
+            if victim.waits == "wait":
+                victim.client.shutdown(socket.SHUT_RDWR)
         except Exception as error:
             self.wrong.append(f"{error!r} for {victim}")
         finally:
@@ -371,18 +406,21 @@ class Torture:
             victim.sentinel.check()
             self.check_client(victim)
             outcome = victim.outcome
-            if victim.way == "shut down":
-                right = isinstance(outcome, ConnectionError) or not outcome or outcome[0] == b""
-            else:
+            if isinstance(outcome, Exception):
                 right = isinstance(outcome, (OSError, ValueError))
-                right = right or (victim.way in ("shut and closed", "all closed") and not outcome)
+                if victim.way == "shut down":
+                    right = isinstance(outcome, ConnectionError)
+            else:  # the end of the stream
+                right = not outcome or outcome[0] == b""
+                if victim.waits != "wait":
+                    right = right and victim.way in ("shut down", "shut and closed", "all closed")
             if not right:
                 raise Wrong("neither an error nor the end")
             self.outcomes[f"{victim.waits}, {victim.way}: {outcome!r}"] += 1
         except Wrong as error:
             raise Wrong(f"{error}\n{victim}") from None
         finally:
-            victim.handler = None
+            victim.handler = victim.target = None
 
     def check_client(self, victim: Victim) -> None:
         found = b""
@@ -439,8 +477,9 @@ def run(options: argparse.Namespace) -> int:
         torture.run()
     except Wrong as error:
         torture.wrong.append(str(error))
-    if len(os.listdir("/proc/self/fd")) != files:
-        torture.wrong.append(f"descriptors: {files} before, {os.listdir('/proc/self/fd')} after")
+    left = len(os.listdir("/proc/self/fd")) - files
+    if left and not torture.wrong:
+        torture.wrong.append(f"{left} descriptors are left open")
     for outcome, count in sorted(torture.outcomes.items()):
         print(f"{count:8} {outcome}")
     print(
