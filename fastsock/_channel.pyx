@@ -468,6 +468,13 @@ def suspends(connection):
     return channel.waiter is not None and channel.waiter.here()
 
 
+def settle(connection):
+    """In such a task, send what the hub holds back of this connection."""
+    cdef Channel channel = channel_of(connection)
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.settle(channel, connection)
+
+
 def await_ready(connection, bint writing):
     """In such a task, wait until a call that isn't ours would probably not."""
     cdef Channel channel = channel_of(connection)

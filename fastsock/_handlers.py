@@ -6,6 +6,7 @@ import socket as _socket_module
 from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BytesIO
 from socket import socket as _socket
 
+from fastsock._channel import settle, suspends
 from fastsock._connection import Connection
 from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
@@ -105,7 +106,8 @@ class StreamRequestHandler(BaseRequestHandler):
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
-            self.wfile = _SocketWriter(self.connection)
+            gathers = native and suspends(self.connection)
+            self.wfile = (_GatheringWriter if gathers else _SocketWriter)(self.connection)
         elif native:
             self.wfile = writer_of(self.connection, _size(self.wbufsize))
         else:
@@ -144,6 +146,14 @@ class _SocketWriter(BufferedIOBase):
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+
+class _GatheringWriter(_SocketWriter):
+    """The same in a task, whose hub gathers small writes until it waits, or flushes."""
+
+    def flush(self) -> None:
+        super().flush()
+        settle(self._sock)
 
 
 class DatagramRequestHandler(BaseRequestHandler):

@@ -294,6 +294,10 @@ cdef class Hub(Descriptors):
             self.flush()
         return 0
 
+    def send_gathered(self):
+        """Of a task: send what it has written and the hub holds back."""
+        self.settle_all()
+
     cdef int settle(self, Channel channel, object connection) except -1:
         if self.held and self.sender is channel:
             self.flush()

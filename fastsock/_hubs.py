@@ -363,6 +363,13 @@ class Serving:
 # --- forks and the end
 
 
+def _before_fork() -> None:
+    """What a task has written leaves before what its child writes."""
+    hub = here()
+    if hub is not None:
+        hub.send_gathered()
+
+
 def _after_fork_in_child() -> None:
     for hub in list(_all):
         hub.abandon()
@@ -379,5 +386,5 @@ def _at_exit() -> None:
             tasks.join()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)
