@@ -1,4 +1,4 @@
-"""ci/soak: connections [--minutes M] | torture [--rounds N]."""
+"""ci/soak: connections [--minutes M] | torture [--rounds N] | handlers [--count N]."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ def main(arguments: list[str]) -> int:
     torture = commands.add_parser("torture", help="connections closed while somebody waits")
     torture.add_argument("--rounds", type=int, default=1_000_000)
     torture.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    handlers = commands.add_parser("handlers", help="random handlers, by three implementations")
+    handlers.add_argument("--count", type=int, default=10_000)
+    handlers.add_argument("--first", type=int, default=0, help="number of the first one")
+    handlers.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    handlers.add_argument("--broken", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.command == "connections":
         from .connections import run
 
         return run(options)
+    if options.command == "handlers":
+        from .handlers import run as run_handlers
+
+        return run_handlers(options)
     from .torture import run as run_torture
 
     return run_torture(options)

@@ -56,7 +56,7 @@ class Connection:
         self.shut = self.closed = self.reading = False
         self.moved = time.monotonic()
         self.acts = 0
-        self.most = self.dice.choice((3, 10, 30, 1000))  # actions, then it ends
+        self.most = self.dice.choice((2, 4, 8, 16))  # actions, then it ends
         self.sock = sock = socket.socket()
         if self.slow_reader:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -165,6 +165,7 @@ class Connection:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.sock.close()
             self.load.ended[type(self).__name__] += 1
+            self.load.wanted.append(type(self))  # so that the mixture stays what it is
 
 
 class Talker(Connection):
@@ -281,6 +282,7 @@ class Load:
         self.poller = select.epoll()
         self.connections: dict[int, Connection] = {}
         self.ended = {kind.__name__: 0 for kind in SHARES}
+        self.wanted: list[type[Connection]] = []
         self.bytes = self.acted = 0
         self.made = options.first
         self.due: list[tuple[float, int, Connection]] = []
@@ -288,7 +290,8 @@ class Load:
 
     def add(self) -> None:
         self.made += 1
-        made = self.dice.choice(KINDS)(self, self.made)
+        kind = self.wanted.pop() if self.wanted else self.dice.choice(KINDS)
+        made = kind(self, self.made)
         self.plan(made, time.monotonic())
 
     def plan(self, connection: Connection, now: float) -> None:
