@@ -56,7 +56,8 @@ CLIENT = """
 """
 
 SERVER = """
-    import os, resource, signal, socket, sys, threading, time
+    import gc, os, resource, signal, socket, sys, threading, time, warnings
+    warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     import fastsock
@@ -283,6 +284,7 @@ FORKS = """
 #: how a child ends, its status
 CHILDREN = {
     "return": ("pass", 0),
+    "collect": ("global server; server = None", 0),
     "sys.exit": ("sys.exit(3)", 3),
     "os._exit": ("os._exit(4)", 4),
     "exec": ("os.execv(sys.executable, [sys.executable, '-c', 'exit(5)'])", 5),
@@ -314,6 +316,7 @@ def test_a_fork_in_a_hook_of_the_loop(long_limit: None, programs: Programs, how:
             server.serve_forever(0.01)
         except Over:
             pass
+        gc.collect()
     """
     scene = Scene(programs, _join(FORKS.format(child=child), code), AT_FORK)
     scene.server.stdin.write("go\n")
@@ -335,6 +338,7 @@ def test_a_fork_beside_the_loop(long_limit: None, programs: Programs, how: str) 
         pid = os.fork()
         if pid == 0:
             child_ends()
+            gc.collect()
         else:
             wait_for(pid)
             show("goes on", len(ended))

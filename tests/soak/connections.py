@@ -68,6 +68,15 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def settled(pid: int) -> int:
+    """How many there are when it has closed what it is about to close."""
+    seen: list[int] = []
+    while len(seen) < 10 or len(set(seen[-10:])) > 1:
+        time.sleep(0.02)
+        seen.append(descriptors(pid))
+    return seen[-1]
+
+
 def slope(points: list[tuple[float, float]]) -> float:
     """Least squares, per second."""
     count = len(points)
@@ -99,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     assert server.told.wait(60) and server.last, "the server did not start"
     port, pid = server.last, server.process.pid
     warm_up(port)
-    before = descriptors(pid)
+    before = settled(pid)
     loads = [
         Process(
             "load",
