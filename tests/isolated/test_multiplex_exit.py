@@ -247,9 +247,7 @@ def test_a_signal_handler_that_exits(long_limit: None, programs: Programs) -> No
 
 
 @pytest.mark.parametrize("where", ["MainThread", "daemon"])
-def test_a_handler_that_ends_the_process(
-    long_limit: None, programs: Programs, where: str
-) -> None:
+def test_a_handler_that_ends_the_process(long_limit: None, programs: Programs, where: str) -> None:
     code = """
         def actions():
             if len(asked):

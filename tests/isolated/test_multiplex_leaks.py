@@ -196,7 +196,8 @@ PROGRAM = """
         until(lambda: server.open_requests == 0)
         if how == "outbound":
             until(lambda: echo.open_requests == 0)
-        until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors_at_rest())
+        # The request is over a little before its handler is.
+        until(lambda: not any(type(thing) is Handler for thing in gc.get_objects()))
         for _ in range(3):
             gc.collect()
         kinds = [type(thing).__name__ for thing in gc.get_objects()]
@@ -213,15 +214,6 @@ PROGRAM = """
             "handlers": kinds.count("Handler"),
             "unwound": len(unwound),
         }
-
-    at_rest = []
-
-    def descriptors_at_rest():
-        \"\"\"The first to be at rest says how many; the sockets of a request go a little later.\"\"\"
-        if not at_rest:
-            time.sleep(0.2)
-            at_rest.append(len(os.listdir("/proc/self/fd")))
-        return at_rest[0]
 
     serving = serve()
     run(warm_up)

@@ -1,12 +1,12 @@
 """Connections are closed, detached or shut down by others while their handlers wait.
 
-Each round has a batch of connections whose handlers wait, each in its way. For each of them somebody
-else (this task, another one, a thread) takes the connection away, in one of several ways, and at
-once makes a socket pair that gets the same number, with bytes in it that nobody is to read. In the
-end every handler must have been woken with an error, the bytes must be where they were, nobody may
-have written to them, the descriptor must be the same open file, and every client must have got what
-its own handler has written and nothing else. A preloaded library counts the close() calls that
-found nothing to close.
+Each round has a batch of connections whose handlers wait, each in its way. For each of them
+somebody else (this task, another one, a thread) takes the connection away, in one of several ways,
+and at once makes a socket pair that gets the same number, with bytes in it that nobody is to read.
+In the end every handler must have been woken with an error, the bytes must be where they were,
+nobody may have written to them, the descriptor must be the same open file, and every client must
+have got what its own handler has written and nothing else. A preloaded library counts the close()
+calls that found nothing to close.
 """
 
 from __future__ import annotations
@@ -339,7 +339,11 @@ class Torture:
             client.connect(f"{self.folder}/s")
             client.setblocking(False)
             client.send(b"%d\n" % victim.number)
-        self.until(lambda: all(victim.is_waiting and victim.target for victim in victims), victims, "begin to wait")
+        self.until(
+            lambda: all(victim.is_waiting and victim.target for victim in victims),
+            victims,
+            "begin to wait",
+        )
         multiplexing.sleep(0)  # after is_waiting they come to where they wait
         order = victims[:]
         self.dice.shuffle(order)
@@ -463,7 +467,7 @@ def run(options: argparse.Namespace) -> int:
         options.seed = int(time.time())
         sys.argv += ["--seed", str(options.seed)]
     closes = with_counted_closes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     print(
         f"soak: {options.rounds} connections taken away, seed {options.seed}, "
