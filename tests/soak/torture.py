@@ -131,6 +131,35 @@ def in_timeout(handler: Any) -> Any:
     return handler.request.recv(100)
 
 
+def in_short_timeouts(handler: Any) -> Any:
+    handler.request.settimeout(0.0005)
+    while True:
+        try:
+            return handler.request.recv(100)
+        except TimeoutError:
+            pass
+
+
+def in_three(handler: Any) -> Any:
+    """All of them receive."""
+    found: list[Any] = []
+
+    def receive() -> None:
+        try:
+            found.append(handler.request.recv(100))
+        except OSError as error:
+            found.append(error)
+
+    others = [multiplexing.spawn(receive) for _ in range(2)]
+    try:
+        return handler.request.recv(100)
+    finally:
+        for other in others:
+            other.join()
+        if any(value and not isinstance(value, OSError) for value in found):
+            raise Wrong(f"another has got {found}")
+
+
 def in_two(handler: Any) -> Any:
     """One task receives, another sends."""
     found: list[Any] = []
@@ -182,7 +211,9 @@ WAITS: dict[str, Callable[[Any], Any]] = {
     "write": in_write,
     "small writes": in_small_writes,
     "timeout": in_timeout,
+    "short timeouts": in_short_timeouts,
     "two": in_two,
+    "three": in_three,
     "recvmsg": in_recvmsg,
     "sendfile": in_sendfile,
     "wait": in_wait,
