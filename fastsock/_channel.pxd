@@ -20,6 +20,7 @@ cdef class Waiter:
     cdef int wake_all(self, list waiting) except -1
     cdef int await_ready(self, Channel channel, object connection, bint writing) except -1
     cdef int settle(self, Channel channel, object connection) except -1
+    cdef object take_held(self, Channel channel)
     cdef int forget(self, Channel channel) except -1
 
 
@@ -49,6 +50,10 @@ cdef class Channel:
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
                              int flags, nanoseconds deadline, int *error) except -1
     cdef int close(self) except -1
+    cdef int settle(self, object connection) except -1
+    cdef object guest(self, object connection)
+    cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,
+                                size_t size, int flags, bint all_of_it) except -1
 
 
 cdef int fail(int error) except -1

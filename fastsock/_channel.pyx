@@ -61,6 +61,13 @@ cdef object _getdefaulttimeout = _socket.getdefaulttimeout
 cdef tuple _NOTHING = ()
 
 
+def _blocks():
+    return None
+
+
+cdef object _how_to_wait = _blocks
+
+
 cdef int fail(int error) except -1:
     """Raise the OSError subclass of an errno value that was read right after the call."""
     _sys.errno = error
@@ -167,6 +174,10 @@ cdef class Waiter:
         """Send what was taken from send() and is held back."""
         raise NotImplementedError
 
+    cdef object take_held(self, Channel channel):
+        """Bytes, or None: what settle() would send, for a thread that cannot call it to send."""
+        raise NotImplementedError
+
     cdef int forget(self, Channel channel) except -1:
         """The descriptor is about to be closed or given away: who waits for it is woken."""
         raise NotImplementedError
@@ -217,8 +228,7 @@ cdef class Channel:
 
     cdef int hand_over(self, object connection) except -1:
         """Give descriptor and timeout to the socket object, for methods that aren't ours."""
-        if self.waiter is not None and self.waiter.here():
-            self.waiter.settle(self, connection)
+        self.settle(connection)
         if self.handed_over or self.descriptor < 0:
             return 0
         _init(connection, self.family, self.kind, self.proto, self.descriptor)
@@ -231,8 +241,13 @@ cdef class Channel:
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
                             int flags) except -1:
         """recv(2), waiting as the connection's timeout says; 0 at the end of the stream."""
-        if self.waiter is not None and self.waiter.here():
-            return self.waiter.receive(self, connection, <char *> buffer, size, flags)
+        if self.waiter is not None:
+            if self.waiter.here():
+                return self.waiter.receive(self, connection, <char *> buffer, size, flags)
+            wait = self.guest(connection)
+            if wait is not None:
+                return self.transfer_by(wait, connection, False, <char *> buffer, size, flags,
+                                        False)
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
         cdef Py_ssize_t count
@@ -265,8 +280,13 @@ cdef class Channel:
 
         With all_of_it, until then anyway; the timeout is that of the whole.
         """
-        if self.waiter is not None and self.waiter.here():
-            return self.waiter.send(self, connection, data, size, flags, all_of_it)
+        if self.waiter is not None:
+            if self.waiter.here():
+                return self.waiter.send(self, connection, data, size, flags, all_of_it)
+            wait = self.guest(connection)
+            if wait is not None:
+                return self.transfer_by(wait, connection, True, <char *> data, size, flags,
+                                        all_of_it)
         cdef nanoseconds limit, deadline
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
@@ -333,6 +353,65 @@ cdef class Channel:
                 return 0
             else:
                 self.not_ready(deadline)
+
+    cdef int settle(self, object connection) except -1:
+        """Have what a task has written to the connection leave before something else happens."""
+        if self.waiter is not None and self.waiter.here():
+            self.waiter.settle(self, connection)
+        return 0
+
+    cdef object guest(self, object connection):
+        """How the caller waits, who is none of the tasks that the connection's waiter can suspend.
+
+        None: by blocking, in a thread without tasks. Otherwise, in the loop that starts the tasks
+        or in a task of another thread's, a function (descriptor, read, write, seconds) -> ready.
+        """
+        held = self.waiter.take_held(self)
+        if held is not None:  # by a task, and there is a thread that is to write after it
+            self.send(connection, bytes_of(<PyObject *> held), len(held), 0, True)
+        return _how_to_wait()
+
+    cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,
+                                size_t size, int flags, bint all_of_it) except -1:
+        """receive(), or send(), that waits by a function."""
+        cdef nanoseconds limit
+        cdef int descriptor = self.current(connection, &limit)
+        cdef nanoseconds deadline = _deadline(limit)
+        cdef size_t done = 0
+        cdef Py_ssize_t count
+        cdef int error, copy
+        flags |= _sys.MSG_DONTWAIT
+        while True:
+            if writing:
+                count = _sys.send(descriptor, data + done, size - done, flags | _sys.MSG_NOSIGNAL)
+            else:
+                count = _sys.recv(descriptor, data, size, flags)
+            error = _sys.errno
+            if count >= 0:
+                done += <size_t> count
+                if not writing or done >= size or (limit != NEVER and not all_of_it):
+                    return done
+                continue
+            if error == _sys.EINTR:
+                PyErr_CheckSignals()
+            elif error != _sys.EAGAIN or limit == 0:
+                if done and not all_of_it:
+                    return done
+                fail(error)
+            else:
+                # A copy: the number is not to become somebody else's while it is waited for.
+                copy = _sys.fcntl(descriptor, _sys.F_DUPFD_CLOEXEC, 0)
+                if copy < 0:
+                    fail(_sys.errno)
+                try:
+                    left = None
+                    if deadline != NEVER:
+                        left = max(<double> deadline - monotonic(), 0) / 1e9
+                    if not wait(copy, not writing, writing, left):
+                        raise TimeoutError("timed out")
+                finally:
+                    _sys.close(copy)
+            descriptor = self.current(connection, &limit)
 
     cdef int close(self) except -1:
         """Close a descriptor that is still ours. Never twice: it may be somebody else's then."""
@@ -453,6 +532,7 @@ def set_number(connection, tuple arguments):
     if channel.descriptor < 0 or len(arguments) != 3 or not all(map(_is_int, arguments)):
         return False
     level, name, value = arguments
+    channel.settle(connection)  # TCP_CORK and the like are between one write and the next
     if _sys.setsockopt(channel.descriptor, level, name, &value, sizeof(value)) < 0:
         fail(_sys.errno)
     return True
@@ -462,17 +542,21 @@ def _is_int(value):
     return type(value) in (int, bool) and -INT_MAX <= value <= INT_MAX
 
 
+def ask(waiting):
+    """waiting(): how the caller waits, see ``Channel.guest()``."""
+    global _how_to_wait
+    _how_to_wait = waiting
+
+
+def settle(connection):
+    """Have what a task has written leave; nothing to do elsewhere."""
+    channel_of(connection).settle(connection)
+
+
 def suspends(connection):
     """Whether the caller is a task that waits for this connection through a hub."""
     cdef Channel channel = channel_of(connection)
     return channel.waiter is not None and channel.waiter.here()
-
-
-def settle(connection):
-    """In such a task, send what the hub holds back of this connection."""
-    cdef Channel channel = channel_of(connection)
-    if channel.waiter is not None and channel.waiter.here():
-        channel.waiter.settle(channel, connection)
 
 
 def await_ready(connection, bint writing):
@@ -602,8 +686,7 @@ def sendall(self, data, flags=0, /):
 def fileno(self):
     """The descriptor; -1 once it is closed. See ``socket.socket.fileno``."""
     cdef Channel channel = channel_of(self)
-    if channel.waiter is not None and channel.waiter.here():
-        channel.waiter.settle(channel, self)  # who asks may write to it by other ways
+    channel.settle(self)  # who asks may write to it by other ways
     return _fileno(self) if channel.handed_over else channel.descriptor
 
 
@@ -623,6 +706,7 @@ def settimeout(self, timeout, /):
             channel.hand_over(self)
         elif not 0 <= timeout <= LONGEST_TIMEOUT:
             channel.hand_over(self)
+    channel.settle(self)  # with the timeout that it was written with
     if channel.handed_over or channel.descriptor < 0:
         _settimeout(self, timeout)
         return
@@ -652,8 +736,7 @@ def shutdown(self, how, /):
     """End one direction or both; see ``socket.socket.shutdown``."""
     cdef Channel channel = channel_of(self)
     cdef int direction
-    if channel.waiter is not None and channel.waiter.here():
-        channel.waiter.settle(channel, self)
+    channel.settle(self)
     if channel.handed_over or channel.descriptor < 0:
         _shutdown(self, how)
         return
@@ -664,9 +747,6 @@ def shutdown(self, how, /):
 
 def close(self):
     """Close, at once or with the last file of makefile(); see ``socket.socket.close``."""
-    cdef Channel channel = channel_of(self)
-    if channel.waiter is not None and not self._closed and channel.waiter.here():
-        channel.waiter.settle(channel, self)
     self._closed = True
     if self._io_refs <= 0:
         self._real_close()
@@ -674,12 +754,17 @@ def close(self):
 
 def _real_close(self):
     cdef Channel channel = channel_of(self)
-    if channel.handed_over:
-        if channel.waiter is not None:
-            channel.waiter.forget(channel)
-        _socket_close(self)
-    else:
-        channel.close()
+    try:
+        channel.settle(self)
+    except OSError:
+        pass  # as ever, what the peer does not take any more is not told by close(2)
+    finally:
+        if not channel.handed_over:
+            channel.close()
+        else:
+            if channel.waiter is not None:
+                channel.waiter.forget(channel)
+            _socket_close(self)
 
 
 def detach(self):

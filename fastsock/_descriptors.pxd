@@ -2,6 +2,12 @@ from fastsock._clock cimport nanoseconds
 from fastsock._tasks cimport Scheduler, Task
 
 
+cdef enum Messages:
+    SEPARATE  # a receive may stop where one ends, or nothing is known
+    UNIX  # where one ends with which something came besides bytes
+    NONE  # a stream of bytes, but for TCP's urgent mark
+
+
 cdef class Descriptors(Scheduler)
 
 
@@ -15,10 +21,14 @@ cdef class Slot:
     cdef bint readable
     cdef bint writable
     cdef bint ended  # the peer sends no more
+    cdef bint marked  # it has sent urgent data, at which a receive stops
+    cdef Messages messages
     cdef Task reader
     cdef Task writer
     cdef list others  # who waits besides
     cdef Task sender  # in the middle of sending something
+
+    cdef Py_ssize_t receive(self, int descriptor, char *into, size_t size, int flags) noexcept
 
 
 cdef class Descriptors(Scheduler):

@@ -12,6 +12,7 @@ Threads: see ``_tasks``.
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, realloc
+from libc.string cimport memset
 
 from fastsock cimport _sys
 from fastsock._channel cimport fail
@@ -29,6 +30,30 @@ cdef class Slot:
     def __cinit__(self):
         self.descriptor = self.copy = -1
 
+    cdef Py_ssize_t receive(self, int descriptor, char *into, size_t size, int flags) noexcept:
+        """recv(2) that does not wait, and notes whether there may be more."""
+        cdef _sys.iovec part
+        cdef _sys.msghdr message
+        cdef Py_ssize_t count
+        cdef bint whole = True  # it stopped because there was no more
+        flags |= _sys.MSG_DONTWAIT
+        if self.messages != UNIX:
+            count = _sys.recv(descriptor, into, size, flags)
+        else:
+            # Bytes that came with descriptors, or with other credentials than those before, are
+            # where a receive stops; then there is something that does not fit in no room.
+            memset(&message, 0, sizeof(message))
+            part.iov_base = into
+            part.iov_len = size
+            message.msg_iov = &part
+            message.msg_iovlen = 1
+            count = _sys.recvmsg(descriptor, &message, flags)
+            whole = not message.msg_flags & _sys.MSG_CTRUNC
+        if (0 <= count < <Py_ssize_t> size and whole and flags == _sys.MSG_DONTWAIT
+                and self.messages != SEPARATE and not self.ended and not self.marked):
+            self.readable = False
+        return count
+
     def __dealloc__(self):
         if self.hub is not None:
             self.hub.release_slot(self)
@@ -41,14 +66,30 @@ cdef class Slot:
 cdef class Descriptors(Scheduler):
     """A scheduler whose tasks wait for descriptors."""
 
-    def __init__(self, main, exit_class, report):
-        Scheduler.__init__(self, main, exit_class, report)
+    def __init__(self, *arguments):
+        Scheduler.__init__(self, *arguments)
         self.free_places = []
         self.foreign = {}
 
     def __dealloc__(self):
         free(self.table)
         free(self.generations)
+
+    def abandon(self, list tasks):
+        cdef unsigned int place
+        cdef Slot slot
+        for place in range(self.room):
+            if self.table[place] != NULL:
+                slot = <Slot> self.table[place]
+                # The epoll is the parent's too: nothing is taken out of it here.
+                if slot.copy >= 0:
+                    _sys.close(slot.copy)
+                slot.descriptor = slot.copy = -1
+                self.table[place] = NULL
+                self.generations[place] += 1
+                self.free_places.append(place)
+        self.foreign.clear()
+        Scheduler.abandon(self, tasks)
 
     cdef Slot slot_of_event(self, unsigned int place, unsigned int generation):
         """Whose event it is; None: of a descriptor that was closed since."""

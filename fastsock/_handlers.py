@@ -6,10 +6,10 @@ import socket as _socket_module
 from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BytesIO
 from socket import socket as _socket
 
-from fastsock._channel import settle, suspends
 from fastsock._connection import Connection
 from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
+from fastsock._direct import DirectWriter
 from fastsock._reader import Reader
 from fastsock._types import (
     TYPE_CHECKING,
@@ -106,8 +106,10 @@ class StreamRequestHandler(BaseRequestHandler):
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
-            gathers = native and suspends(self.connection)
-            self.wfile = (_GatheringWriter if gathers else _SocketWriter)(self.connection)
+            if native:
+                self.wfile = DirectWriter(self.connection, _SocketWriter)
+            else:
+                self.wfile = _SocketWriter(self.connection)
         elif native:
             self.wfile = writer_of(self.connection, _size(self.wbufsize))
         else:
@@ -146,14 +148,6 @@ class _SocketWriter(BufferedIOBase):
 
     def fileno(self) -> int:
         return self._sock.fileno()
-
-
-class _GatheringWriter(_SocketWriter):
-    """The same in a task, whose hub gathers small writes until it waits, or flushes."""
-
-    def flush(self) -> None:
-        super().flush()
-        settle(self._sock)
 
 
 class DatagramRequestHandler(BaseRequestHandler):

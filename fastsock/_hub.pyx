@@ -21,7 +21,7 @@ from libc.string cimport memcpy
 from fastsock cimport _sys
 from fastsock._channel cimport Borrower, Channel, channel_of, fail
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
-from fastsock._descriptors cimport Descriptors, Slot
+from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
 
 cdef enum:
@@ -37,8 +37,8 @@ cdef enum:
 cdef class Hub(Descriptors):
     """One thread's; see ``Scheduler``."""
 
-    def __init__(self, main, exit_class, report):
-        Descriptors.__init__(self, main, exit_class, report)
+    def __init__(self, *arguments):
+        Descriptors.__init__(self, *arguments)
         self.incoming = <char *> malloc(INCOMING)
         self.outgoing = <char *> malloc(OUTGOING)
         if self.incoming == NULL or self.outgoing == NULL:
@@ -52,10 +52,24 @@ cdef class Hub(Descriptors):
         """Have a connection wait here."""
         channel_of(connection).waiter = self
 
-    def abandon(self):
+    def abandon(self, list tasks):
         self.held = 0  # the parent sends it
         self.sender = self.sending = None
-        Descriptors.abandon(self)
+        Descriptors.abandon(self, tasks)
+
+    def settle_before_fork(self):
+        """Send what is held back: the child may write to the same connection."""
+        if self.here():
+            self.settle_all()
+
+    def ended(self, task):
+        Descriptors.ended(self, task)
+        # Neither is to keep a connection open that nobody else refers to.
+        if self.borrower is not None:
+            self.borrower.give_back()
+            self.borrower = None
+        if not self.held:
+            self.sender = self.sending = None
 
     cdef Task happened(self, unsigned int place, unsigned int generation, unsigned int events):
         cdef Slot slot = self.slot_of_event(place, generation)
@@ -86,7 +100,9 @@ cdef class Hub(Descriptors):
         if task.target == self.incoming and self.borrower is not None:
             self.borrower.give_back()
             self.borrower = None
-        count = _sys.recv(slot.descriptor, task.target, task.size, _sys.MSG_DONTWAIT)
+        if events & _sys.EPOLLPRI:
+            slot.marked = True
+        count = slot.receive(slot.descriptor, task.target, task.size, 0)
         task.error = 0
         if count < 0:
             task.error = _sys.errno
@@ -97,8 +113,6 @@ cdef class Hub(Descriptors):
                 self.event_next -= 1
                 return None
             count = 0
-        elif <size_t> count < task.size and not slot.ended:
-            slot.readable = False
         task.count = count
         slot.reader = None
         task.outcome = DONE
@@ -124,6 +138,11 @@ cdef class Hub(Descriptors):
             fail(_sys.EBADF)
         slot = self.slot_or_copy(descriptor, _sys.EPOLLIN | _sys.EPOLLOUT | _sys.EPOLLRDHUP
                                  | _sys.EPOLLPRI | <unsigned int> _sys.EPOLLET)
+        if channel.kind == _sys.SOCK_STREAM:
+            if channel.family == _sys.AF_UNIX:
+                slot.messages = UNIX
+            elif channel.family == _sys.AF_INET or channel.family == _sys.AF_INET6:
+                slot.messages = NONE
         channel.slot = slot
         return slot
 
@@ -131,9 +150,10 @@ cdef class Hub(Descriptors):
         """For any thread."""
         cdef Slot slot = channel.slot
         cdef Task task
+        cdef nanoseconds limit
         if self.sender is channel:
-            if self.held:
-                _sys.send(channel.descriptor, self.outgoing, self.held,
+            if self.held:  # by a task; it is another thread that closes
+                _sys.send(channel.current(self.sending, &limit), self.outgoing, self.held,
                           _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             self.held = 0
             self.sender = self.sending = None
@@ -198,7 +218,27 @@ cdef class Hub(Descriptors):
 
     cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
                             int flags) except -1:
-        return self.receive_some(channel, connection, into, size, flags)
+        cdef nanoseconds limit
+        cdef Py_ssize_t count, received = 0
+        if not flags & _sys.MSG_WAITALL:
+            return self.receive_some(channel, connection, into, size, flags)
+        # MSG_DONTWAIT undoes it, and a timeout does, which is a non-blocking descriptor's.
+        flags &= ~_sys.MSG_WAITALL
+        channel.current(connection, &limit)
+        if limit != NEVER or flags & _sys.MSG_PEEK or channel.kind == _sys.SOCK_SEQPACKET:
+            return self.receive_some(channel, connection, into, size, flags)
+        while received < <Py_ssize_t> size:
+            try:
+                count = self.receive_some(channel, connection, into + received, size - received,
+                                          flags)
+            except OSError:
+                if received == 0:
+                    raise
+                break  # the next call meets it, if it lasts
+            if count == 0:
+                break
+            received += count
+        return received
 
     cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
                                    Borrower borrower, char **data) except -1:
@@ -218,18 +258,22 @@ cdef class Hub(Descriptors):
         cdef Task task
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
-        descriptor = channel.current(connection, &limit)
+        if channel.handed_over:
+            descriptor = channel.current(connection, &limit)
+        else:
+            descriptor = channel.descriptor
+            limit = channel.limit
         while True:
             slot = channel.slot
             if slot is None or slot.readable or limit == 0:
                 if into == self.incoming and self.borrower is not None:
                     self.borrower.give_back()
                     self.borrower = None
-                count = _sys.recv(descriptor, into, size, flags | _sys.MSG_DONTWAIT)
+                if slot is None:
+                    count = _sys.recv(descriptor, into, size, flags | _sys.MSG_DONTWAIT)
+                else:
+                    count = slot.receive(descriptor, into, size, flags)
                 if count >= 0:
-                    if (slot is not None and <size_t> count < size and not slot.ended
-                            and flags == 0):
-                        slot.readable = False
                     self.taken += <size_t> count
                     self.receives += 1
                     return count
@@ -244,12 +288,12 @@ cdef class Hub(Descriptors):
                     slot.readable = False
             if deadline == 0:
                 deadline = NEVER if limit == NEVER else monotonic() + limit
-            if self.held:
-                self.flush()
+            if self.held and self.flush():
                 descriptor = channel.current(connection, &limit)
             if channel.failed is not None:
                 self.raise_failed(channel)
-            slot = self.enrol(channel, descriptor)
+            if slot is None or slot.descriptor != descriptor or descriptor < 0:
+                slot = self.enrol(channel, descriptor)
             if slot.readable:
                 continue
             task = self.current
@@ -267,36 +311,46 @@ cdef class Hub(Descriptors):
 
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
-        cdef nanoseconds limit
+        cdef nanoseconds limit = channel.limit
         if channel.failed is not None:
             self.raise_failed(channel)
-        if size < DIRECT and flags == 0:
-            if self.sender is not channel or self.held + size > OUTGOING:
-                if self.held:
-                    self.flush()
-                if channel.failed is not None:
-                    self.raise_failed(channel)
-                if channel.current(connection, &limit) < 0 or limit == 0:
-                    return self.send_all(channel, connection, data, size, flags, all_of_it)
-                self.sender = channel
-                self.sending = connection
-            memcpy(self.outgoing + self.held, data, size)
-            self.held += size
-            return size
+        if self.given >= MOST_BYTES:
+            self.give_way()
+        self.given += size
+        if size < DIRECT and flags == 0 and channel.kind == _sys.SOCK_STREAM:
+            if channel.handed_over:
+                channel.current(connection, &limit)
+            if limit != 0:
+                if self.sender is not channel or self.held + size > OUTGOING:
+                    if self.held:
+                        self.flush()
+                    if channel.failed is not None:
+                        self.raise_failed(channel)
+                    if channel.current(connection, &limit) < 0:
+                        fail(_sys.EBADF)
+                    self.sender = channel
+                    self.sending = connection
+                memcpy(self.outgoing + self.held, data, size)
+                self.held += size
+                return size
         if self.held:
             self.flush()
             if channel.failed is not None:
                 self.raise_failed(channel)
         return self.send_all(channel, connection, data, size, flags, all_of_it)
 
+    cdef object take_held(self, Channel channel):
+        if self.sender is not channel or not self.held:
+            return None
+        taken = PyBytes_FromStringAndSize(self.outgoing, self.held)
+        self.held = 0
+        self.sender = self.sending = None
+        return taken
+
     cdef int settle_all(self) except -1:
         if self.held:
             self.flush()
         return 0
-
-    def send_gathered(self):
-        """Of a task: send what it has written and the hub holds back."""
-        self.settle_all()
 
     cdef int settle(self, Channel channel, object connection) except -1:
         if self.held and self.sender is channel:
@@ -306,36 +360,37 @@ cdef class Hub(Descriptors):
         return 0
 
     cdef int flush(self) except -1:
-        """Send what is held back; the current task waits until all of it is taken.
+        """Send what is held back; the current task waits until all of it is taken: 1 if it had to.
 
         What that fails with is raised by the next call on that connection: this may be one on
         another, or on none.
         """
         cdef Channel channel = self.sender
-        try:
-            self.send_held(channel)
-        except OSError as error:
-            channel.failed = error
-        return 0
-
-    cdef int send_held(self, Channel channel) except -1:
-        cdef object connection = self.sending
-        cdef size_t held = self.held
-        cdef nanoseconds limit
-        cdef int descriptor, error
-        cdef Py_ssize_t count
         cdef Slot slot = channel.slot
-        self.held = 0
-        descriptor = channel.current(connection, &limit)
-        if slot is None or slot.sender is None:
-            count = _sys.send(descriptor, self.outgoing, held,
+        cdef Py_ssize_t count = -1
+        cdef int error = _sys.EAGAIN
+        cdef nanoseconds limit
+        cdef int descriptor = channel.descriptor
+        if channel.handed_over:
+            descriptor = channel.current(self.sending, &limit)
+        if slot is None or slot.sender is None:  # otherwise another task is sending a longer one
+            count = _sys.send(descriptor, self.outgoing, self.held,
                               _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
-            if <size_t> count == held:
+            if <size_t> count == self.held:
+                self.held = 0
                 return 0
             error = _sys.errno
-        else:  # another task is in the middle of a longer one
-            count = -1
-            error = _sys.EAGAIN
+        try:
+            self.flush_rest(channel, count, error)
+        except OSError as error_of_it:
+            channel.failed = error_of_it
+        return 1
+
+    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1:
+        """Send what is held back but for count bytes of it; -1: error was found instead."""
+        cdef object connection = self.sending
+        cdef size_t held = self.held
+        self.held = 0
         self.sender = self.sending = None
         if count < 0:
             count = 0
@@ -373,6 +428,14 @@ cdef class Hub(Descriptors):
                     sent += <size_t> count
                     if sent >= size or (not all_of_it and limit != NEVER):
                         return sent
+                    self.given += <size_t> count
+                    if self.given < MOST_BYTES:
+                        continue
+                    slot = self.enrol(channel, descriptor)
+                    slot.sender = self.current
+                    mine = slot
+                    self.give_way()
+                    descriptor = channel.current(connection, &limit)
                     continue
                 error = _sys.errno
                 if error == _sys.EINTR:

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from fastsock import _channel
 from fastsock._hub import Hub
 from fastsock._sync import Event
 from fastsock._tasks import Task
@@ -84,6 +85,9 @@ def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool]
     return None
 
 
+_channel.ask(waiting_for_descriptors)
+
+
 def of_caller() -> Hub | None:
     """The hub by which the caller waits: as a task, or as the greenlet of a loop that has some.
 
@@ -110,7 +114,9 @@ def of_thread() -> Hub:
     hub: Hub | None = getattr(_here, "hub", None)
     if hub is None or hub.closed:
         greenlet = _greenlet()
-        hub = _here.hub = Hub(greenlet.getcurrent(), greenlet.GreenletExit, _held)
+        hub = _here.hub = Hub(
+            greenlet.greenlet, greenlet.getcurrent(), greenlet.GreenletExit, _held, _refuses
+        )
         _all.add(hub)
     return hub
 
@@ -148,8 +154,7 @@ class Tasks:
     def start(self, run: Callable[[], object], about: Any) -> Task:
         """Have run() called by a task of its own, as soon as main waits."""
         hub = self.hub
-        made = _greenlet().greenlet(self._run, hub.main.greenlet)
-        task = hub.new_task(made, about)
+        task = hub.new_task(self._run, about)
         task.call = run
         task.tasks = self
         self.running.add(task)
@@ -187,9 +192,11 @@ class Tasks:
             wake()
 
     def kill(self) -> None:
-        """Unwind all of them: GreenletExit is raised where each of them waits."""
+        """Unwind all of them but the caller: GreenletExit is raised where each of them waits."""
+        caller = self.hub.current if self.hub.runs_here() else None
         for task in list(self.running):
-            self.hub.kill(task)
+            if task is not caller:
+                self.hub.kill(task)
 
     def join(self) -> None:
         """Wait until all have ended but the caller, where there is a thread that lets them run."""
@@ -290,18 +297,28 @@ def _held(about: Any, seconds: float) -> None:
     _log("%s has held the loop for %.2f s, in which no other could run", describe(about), seconds)
 
 
+def _refuses(task: Task) -> None:
+    """The hub's call when it gives up a task that was told to end, again and again."""
+    crew: Tasks = task.tasks
+    crew.running.discard(task)
+    crew._tell()
+    _log("%s does not end though GreenletExit is raised: it is left alone", describe(task.about))
+
+
 class Watch:
     """A thread that tells of a task which holds a hub's thread and does not give it up."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._process = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="fastsock watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._over.set()
-        self._thread.join()
+        if self._process == os.getpid():  # otherwise it is the parent's
+            self._over.set()
+            self._thread.join()
 
     def _look(self) -> None:
         hub, seen, told, since = self._hub, -1, -1, 0.0
@@ -364,15 +381,18 @@ class Serving:
 
 
 def _before_fork() -> None:
-    """What a task has written leaves before what its child writes."""
-    hub = here()
+    hub: Hub | None = getattr(_here, "hub", None)
     if hub is not None:
-        hub.send_gathered()
+        hub.settle_before_fork()
 
 
 def _after_fork_in_child() -> None:
+    crews = list(_crews)
     for hub in list(_all):
-        hub.abandon()
+        hub.abandon([task for crew in crews if crew.hub is hub for task in crew.running])
+    for crew in crews:
+        crew.running.clear()
+        crew._waiting.clear()
 
 
 def _at_exit() -> None:

@@ -147,10 +147,13 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_OOB
         MSG_PEEK
         MSG_TRUNC
+        MSG_WAITALL
         SCM_RIGHTS
         SHUT_WR
         SOCK_CLOEXEC
         SOCK_DGRAM
+        SOCK_SEQPACKET
+        SOCK_STREAM
         SOL_SOCKET
 
 cdef extern from "<netinet/in.h>" nogil:

@@ -19,8 +19,8 @@ cdef class Scheduler(Waiter)
 
 cdef class Task:
     cdef object __weakref__
-    cdef readonly object greenlet
-    cdef object switch  # the greenlet's
+    cdef object run  # what its greenlet calls, until it is started
+    cdef readonly object greenlet  # the one that waits, of those it may have
     cdef readonly Scheduler hub
     cdef Task next  # in the queue of those that are ready
     cdef bint queued
@@ -35,6 +35,7 @@ cdef class Task:
     cdef size_t size
     cdef Py_ssize_t count  # of bytes that were received to target
     cdef int error
+    cdef unsigned int refusals  # to end
     cdef readonly bint doomed  # it is to end: whatever it waits for raises GreenletExit
     cdef public object about  # what reports say of it
     cdef public object call  # what it is to do, until it does
@@ -58,14 +59,17 @@ cdef class Scheduler(Waiter):
     cdef size_t quota  # of those that are ready, how many are resumed before the next poll
     cdef object starting  # tasks that have not begun
     cdef list timers  # a heap
-    cdef _sys.pollfd *polled  # what main waits for
-    cdef bint fired  # one of these is ready
+    cdef bint polling  # main waits for descriptors
+    cdef bint fired  # one of them may be ready
     cdef bint interrupted  # by a signal
     cdef nanoseconds until
     cdef nanoseconds resumed_at
     cdef nanoseconds threshold
     cdef object report
+    cdef object refuses
+    cdef object greenlet_class
     cdef size_t taken  # bytes received since it was resumed
+    cdef size_t given  # and sent
     cdef unsigned int receives
     cdef readonly unsigned long long switches
     cdef readonly bint asleep  # in epoll_wait(2)
@@ -77,7 +81,9 @@ cdef class Scheduler(Waiter):
     cdef Task happened(self, unsigned int place, unsigned int generation, unsigned int events)
 
     cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2
-    cdef int arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept
+    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept
+    cdef int open(self) except -1
+    cdef int end(self, Task task) except -1
     cdef int step(self) except -1
     cdef int resume(self, Task task) except -1
     cdef int account(self, Task task) except -1
@@ -86,11 +92,11 @@ cdef class Scheduler(Waiter):
     cdef Task next_task(self)
     cdef Task event(self, _sys.epoll_event *event)
     cdef int poll(self) except -1
-    cdef void enqueue(self, Task task)
+    cdef void enqueue(self, Task task) noexcept
     cdef Task dequeue(self)
     cpdef int wake_with(self, Task task, int outcome) except -1
     cdef int give_way(self) except -1
     cdef int expire(self, nanoseconds now) except -1
     cdef int unlink(self, Task task) except -1
     cdef int set_timer(self, Task task) except -1
-    cdef void drop_timer(self, Task task)
+    cdef void drop_timer(self, Task task) noexcept

@@ -14,7 +14,10 @@ for them, under the GIL, which is given up in epoll_wait(2) only.
 
 from collections import deque
 
+cimport cython
+
 from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_INCREF
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 
@@ -30,13 +33,26 @@ from fastsock._clock cimport (
 )
 
 cdef extern from "Python.h":
-    object PyObject_CallNoArgs(object function)
+    void *PyCapsule_Import(const char *name, int no_block) except NULL
+
+# greenlet's interface for C: a table of functions, whose places are fixed (greenlet.h).
+ctypedef object (*Current)()
+ctypedef object (*Switch)(object greenlet, void *args, void *keywords)
+
+cdef enum:
+    GREENLET_CURRENT = 4
+    GREENLET_SWITCH = 6
+
+cdef Current _current_greenlet = NULL
+cdef Switch _switch = NULL
 
 cdef enum:
     EVENTS = 512
     # In the place of a slot's: the bell, and what the loop polls (the rest is its index there).
     BELL = 0xFFFFFFFE
     LOOP = 0xFFFFFFFF
+    # A task that was told to end so often, and has caught GreenletExit each time, is left alone.
+    REFUSALS = 100
 
 
 cdef nanoseconds deadline_after(double seconds) noexcept:
@@ -58,9 +74,10 @@ cdef class Task:
 cdef class Scheduler(Waiter):
     """One thread's.
 
-    main: the greenlet that runs the serve loop. exit_class: GreenletExit. report: called with a
-    task's ``about`` (None: main's) and seconds, when it has held the thread for longer than
-    ``set_threshold()`` says, as soon as it gives it up.
+    greenlet_class: greenlet's. main: the greenlet that runs the serve loop. exit_class:
+    GreenletExit. report: called with a task's ``about`` (None: main's) and seconds, when it has
+    held the thread for longer than ``set_threshold()`` says, as soon as it gives it up. refuses:
+    called with a task that does not end though it was told to.
     """
 
     def __cinit__(self, *arguments):
@@ -68,18 +85,30 @@ cdef class Scheduler(Waiter):
         self.until = NEVER
         self.threshold = NEVER
 
-    def __init__(self, main, exit_class, report):
-        cdef _sys.epoll_event event
+    def __init__(self, greenlet_class, main, exit_class, report, refuses):
+        cdef void **interface
+        global _current_greenlet, _switch
+        if _switch == NULL:
+            interface = <void **> PyCapsule_Import("greenlet._C_API", 0)
+            _current_greenlet = <Current> interface[GREENLET_CURRENT]
+            _switch = <Switch> interface[GREENLET_SWITCH]
         self.thread = PyThread_get_thread_ident()
         self.exit_class = exit_class
         self.report = report
+        self.refuses = refuses
+        self.greenlet_class = greenlet_class
         self.events = <_sys.epoll_event *> malloc(EVENTS * sizeof(_sys.epoll_event))
         if self.events == NULL:
             raise MemoryError
         self.timers = []
         self.starting = deque()
-        self.main = self.current = self.new_task(main, None)
+        self.main = self.current = self.new_task(None, None)
+        self.main.greenlet = main
         self.resumed_at = monotonic_coarse()
+        self.open()
+
+    cdef int open(self) except -1:
+        cdef _sys.epoll_event event
         self.poller = _sys.epoll_create1(_sys.EPOLL_CLOEXEC)
         if self.poller < 0:
             fail(_sys.errno)
@@ -90,6 +119,7 @@ cdef class Scheduler(Waiter):
         event.data.u64 = BELL
         if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_ADD, self.bell, &event) < 0:
             fail(_sys.errno)
+        return 0
 
     def __dealloc__(self):
         if self.poller >= 0:
@@ -110,11 +140,11 @@ cdef class Scheduler(Waiter):
 
     # For the Python layer
 
-    def new_task(self, greenlet, about):
+    def new_task(self, run, about):
+        """A task that calls run() once it is started."""
         cdef Task task = Task.__new__(Task)
         task.hub = self
-        task.greenlet = greenlet
-        task.switch = greenlet.switch
+        task.run = run
         task.about = about
         return task
 
@@ -165,10 +195,27 @@ cdef class Scheduler(Waiter):
             self.unlink(task)
             self.wake_with(task, READY)
 
-    def abandon(self):
-        """After a fork, in the child: its only thread is no task's any more, and waits itself."""
-        self.thread = 0
+    def abandon(self, list tasks):
+        """After a fork, in the child, whose only thread is the one that has forked.
+
+        If that was main, it goes on, with tasks of its own. A task's thread waits by itself from
+        now on. tasks: the parent's, which are never to run here, not even to be unwound when
+        nothing refers to them any more.
+        """
+        for task in tasks:
+            Py_INCREF(task)
         self.close()
+        if PyThread_get_thread_ident() == self.thread and self.current is self.main:
+            self.timers = []
+            self.starting.clear()
+            self.head = self.tail = self.main.next = None
+            self.main.queued = False
+            self.ready = self.quota = 0
+            self.event_next = self.event_count = 0
+            self.alive = 0
+            self.open()
+        else:
+            self.thread = 0
 
     @property
     def closed(self):
@@ -227,30 +274,29 @@ cdef class Scheduler(Waiter):
 
         Returns how many descriptors are ready, or -1 with errno EINTR.
         """
-        cdef int ready = self.arm(polled, count)
-        cdef _sys.nfds_t index
+        cdef int ready = 0
         self.account(self.main)
-        self.polled = polled
-        self.fired = ready > 0
+        self.polling = True
+        self.fired = self.arm(polled, count)
         self.interrupted = False
         self.until = until
         try:
-            while True:
-                if self.step():
-                    if self.fired or self.interrupted:
-                        break
-                    if until != NEVER and monotonic() >= until:
+            while ready == 0:
+                if not self.step():
+                    continue
+                if self.fired:
+                    # Asked again: the event may be of an earlier wait, or somebody was faster.
+                    ready = _sys.poll(polled, count, 0)
+                    self.fired = ready == 0 and self.arm(polled, count)
+                if ready == 0:
+                    if self.interrupted:
+                        _sys.errno = _sys.EINTR
+                        ready = -1
+                    elif until != NEVER and monotonic() >= until:
                         break
         finally:
-            self.polled = NULL
+            self.polling = False
             self.until = NEVER
-        if self.interrupted and not self.fired:
-            _sys.errno = _sys.EINTR
-            return -1
-        ready = 0
-        for index in range(count):
-            if polled[index].revents:
-                ready += 1
         return ready
 
     cdef int step(self) except -1:
@@ -258,6 +304,8 @@ cdef class Scheduler(Waiter):
         cdef Task task
         if self.starting:
             task = self.starting.popleft()
+            task.greenlet = self.greenlet_class(task.run, self.main.greenlet)
+            task.run = None
             self.enqueue(self.main)  # in turn with those that are ready
         else:
             if self.fired:
@@ -273,41 +321,40 @@ cdef class Scheduler(Waiter):
                 self.account(task)
         return not self.starting
 
-    cdef int arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept:
-        """Have the epoll tell once when one of these is ready; return how many are known to be.
+    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept:
+        """Have the epoll tell once when one of these is ready; whether one of them is already.
 
         Anew each time, as poll(2) takes its list: who was closed, and whose number is somebody
-        else's by now, is found out here. What is left behind can fire once more, unheard.
+        else's by now, is found out here. What is left behind can fire once more.
         """
         cdef _sys.epoll_event event
         cdef _sys.nfds_t index
-        cdef int known = 0
+        cdef bint known = False
         event.events = _sys.EPOLLIN | _sys.EPOLLONESHOT
+        event.data.u64 = LOOP
         for index in range(count):
-            polled[index].revents = 0
             if polled[index].fd < 0:
                 continue
-            event.data.u64 = (<unsigned long long> index << 32) | LOOP
             if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_MOD, polled[index].fd, &event) == 0:
                 continue
             if (_sys.errno == _sys.ENOENT and _sys.epoll_ctl(
                     self.poller, _sys.EPOLL_CTL_ADD, polled[index].fd, &event) == 0):
                 continue
-            # A regular file (EPERM) is always ready, for poll(2).
-            polled[index].revents = _sys.POLLNVAL if _sys.errno == _sys.EBADF else _sys.POLLIN
-            known += 1
+            known = True  # a regular file (EPERM) is, for poll(2); so is what is closed
         return known
 
     # Switching
 
+    @cython.final
     cdef int resume(self, Task task) except -1:
         self.current = task
         self.switches += 1
-        self.taken = 0
+        self.taken = self.given = 0
         self.receives = 0
-        PyObject_CallNoArgs(task.switch)
+        _switch(task.greenlet, NULL, NULL)
         return 0
 
+    @cython.final
     cdef int account(self, Task task) except -1:
         """The task gives the thread up: for how long has it had it?"""
         cdef nanoseconds now = monotonic_coarse()
@@ -322,6 +369,7 @@ cdef class Scheduler(Waiter):
                 self.current = running
         return 0
 
+    @cython.final
     cdef int pass_on(self, Task task) except -1:
         cdef Task other
         self.account(task)
@@ -330,7 +378,7 @@ cdef class Scheduler(Waiter):
             self.resume(other)
         else:
             self.switches += 1
-            self.taken = 0
+            self.taken = self.given = 0
             self.receives = 0
         return 0
 
@@ -338,7 +386,8 @@ cdef class Scheduler(Waiter):
         """Suspend the current task, which has recorded what it waits for."""
         if task.doomed:
             self.unlink(task)
-            raise self.exit_class
+            self.end(task)
+        task.greenlet = _current_greenlet()  # it may have greenlets of its own
         task.outcome = WAITING
         task.deadline = deadline
         if deadline != NEVER:
@@ -348,26 +397,42 @@ cdef class Scheduler(Waiter):
         except BaseException:
             self.unlink(task)
             task.outcome = READY
-            raise
-        finally:
             task.slot = None
             task.deadline = NEVER
+            raise
+        task.slot = None
+        task.deadline = NEVER
         if task.doomed:
-            raise self.exit_class
+            self.end(task)
         return 0
+
+    cdef int end(self, Task task) except -1:
+        """Raise GreenletExit in the current task."""
+        task.refusals += 1
+        if task.refusals > REFUSALS:
+            task.refusals = 0
+            self.alive -= 1
+            self.drop_timer(task)
+            self.refuses(task)
+            Py_INCREF(task)  # its end would raise GreenletExit once more
+            while True:
+                self.pass_on(task)
+        raise self.exit_class
 
     cdef int give_way(self) except -1:
         cdef Task task = self.current
         self.settle_all()
         if task.doomed:
-            raise self.exit_class
+            self.end(task)
+        task.greenlet = _current_greenlet()
         task.outcome = READY
         self.enqueue(task)
         self.pass_on(task)
         if task.doomed:
-            raise self.exit_class
+            self.end(task)
         return 0
 
+    @cython.final
     cdef Task next_task(self):
         cdef Task task
         while True:
@@ -382,13 +447,13 @@ cdef class Scheduler(Waiter):
             else:
                 self.poll()
 
+    @cython.final
     cdef Task event(self, _sys.epoll_event *event):
         cdef unsigned int place = <unsigned int> event.data.u64
         cdef unsigned int generation = <unsigned int> (event.data.u64 >> 32)
         cdef _sys.eventfd_t rung
         if place == LOOP:
-            if self.polled != NULL:
-                self.polled[generation].revents = _sys.POLLIN
+            if self.polling:
                 self.fired = True
                 self.enqueue(self.main)
             return None
@@ -397,6 +462,7 @@ cdef class Scheduler(Waiter):
             return None
         return self.happened(place, generation, event.events)
 
+    @cython.final
     cdef int poll(self) except -1:
         """Ask what has happened; wait for it if nobody is ready."""
         cdef int count, timeout = 0, error = 0
@@ -440,7 +506,7 @@ cdef class Scheduler(Waiter):
 
     # The queue of those that are ready
 
-    cdef void enqueue(self, Task task):
+    cdef void enqueue(self, Task task) noexcept:
         if task.queued:
             return
         task.queued = True
@@ -451,6 +517,7 @@ cdef class Scheduler(Waiter):
             self.tail.next = task
             self.tail = task
 
+    @cython.final
     cdef Task dequeue(self):
         cdef Task task = self.head
         self.head = task.next
@@ -500,7 +567,7 @@ cdef class Scheduler(Waiter):
         task.place = place
         return 0
 
-    cdef void drop_timer(self, Task task):
+    cdef void drop_timer(self, Task task) noexcept:
         cdef list heap = self.timers
         cdef Py_ssize_t place = task.place, child, parent, size
         cdef Task last, other

@@ -116,8 +116,7 @@ cdef class Writer(Stream):
         self.enter("flush of closed file")
         try:
             self.flush_buffer()
-            if self.channel.waiter is not None and self.channel.waiter.here():
-                self.channel.waiter.settle(self.channel, self.connection)
+            self.channel.settle(self.connection)
         finally:
             self.leave()
 

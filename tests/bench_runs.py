@@ -22,6 +22,7 @@ SERVERS = ("socketserver", "fastsock", "C")
 ALL_SERVERS = (
     "socketserver",
     "fastsock",
+    "fastsock multiplexing",
     "asyncio streams",
     "asyncio Protocol",
     "uvloop streams",

@@ -27,6 +27,7 @@ NATIVE: dict[str, set[str]] = {
     "_stream": {"_channel"},
     "_reader": {"_stream"},
     "_writer": {"_channel", "_stream"},
+    "_direct": {"_channel"},
     "_tasks": {"_sys", "_clock", "_channel"},
     "_descriptors": {"_sys", "_clock", "_channel", "_tasks"},
     "_hub": {"_sys", "_clock", "_channel", "_tasks", "_descriptors"},
@@ -99,7 +100,7 @@ BENCH: dict[str, set[str]] = {
         "bench._load_datagrams",
     },
     "bench._scenarios": {"bench._results"},
-    "bench._serve": {"__init__"},
+    "bench._serve": {"__init__", "multiplexing"},
     "bench._client": {"bench._load"},
     "bench._machine": {"__init__", "bench._results", "bench._scenarios"},
     "bench._measure": {"bench._machine", "bench._results", "bench._scenarios"},
@@ -131,6 +132,7 @@ LAYERS: dict[str, set[str]] = {
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
     "_handlers": {
+        "_direct",
         "_types",
         "_reader",
         "_writer",
@@ -160,7 +162,7 @@ LAYERS: dict[str, set[str]] = {
         "_handlers",
         "_servers",
     },
-    "_hubs": {"_hub", "_tasks", "_sync", "_types"},
+    "_hubs": {"_channel", "_hub", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
     "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_types"},
     "_cooperative": {

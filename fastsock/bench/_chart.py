@@ -51,7 +51,7 @@ COLOURS = {
 MARKERS = {
     STANDARD: "o",
     OURS: "D",
-    MULTIPLEXING: "*",
+    MULTIPLEXING: "p",
     "asyncio streams": "v",
     "asyncio Protocol": "^",
     "uvloop streams": "<",
@@ -61,7 +61,7 @@ MARKERS = {
     "C batched": "X",
 }
 #: of servers that aren't listed, in their order
-OTHERS = (("#999933", "h"), ("#332288", "p"), ("#44aa99", "d"))
+OTHERS = (("#999933", "h"), ("#332288", "*"), ("#44aa99", "d"))
 
 # inches
 PANEL = 6.6  # the width of a plot

@@ -26,7 +26,7 @@ from fastsock.bench._results import (
 from fastsock.bench._scenarios import Peer, Scenario
 
 QUICK_SERVERS = frozenset((STANDARD, *FASTSOCK, REFERENCE, "C batched"))
-QUICK_SECONDS = 45  # after which --quick begins no further round
+QUICK_SECONDS = 50  # after which --quick begins no further round
 EPILOG = """
 The servers run in processes of their own, and so does the load, which is native code. Of
 socketserver and fastsock the very same source file is run; only what `import socketserver` means

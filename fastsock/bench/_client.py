@@ -40,8 +40,8 @@ def anonymous_memory(pid: int) -> int:
     raise LookupError("no RssAnon in /proc/PID/status")
 
 
-def make_load(job: dict[str, Any]) -> Load:
-    """As the job says."""
+def make_load(job: dict[str, Any], *, idle: bool = True) -> Load:
+    """As the job says, or without its idle connections."""
     address = job["address"]
     if not isinstance(address, str):
         address = tuple(address)
@@ -54,30 +54,52 @@ def make_load(job: dict[str, Any]) -> Load:
         base64.b64decode(job["request"]),
         base64.b64decode(job["body"]),
         depth=job["depth"],
-        idle=job["idle"],
+        idle=job["idle"] if idle else 0,
+        cold=job["cold"],
         timeout=job["timeout"],
     )
+
+
+def run_alone(job: dict[str, Any]) -> tuple[float, Counter[str]]:
+    """Operations a second of the busy connections alone, and the errors.
+
+    On the same server, right before the idle ones come: what else differs between two measurements
+    is more than what a server loses by them.
+    """
+    with make_load(job, idle=False) as load:
+        load.open(job["patience"])
+        errors = Counter(load.errors)
+        load.run(job["warm_up"])
+        errors += load.errors
+        load.run(job["seconds"])
+        errors += load.errors
+        return load.operations / load.seconds, errors
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """What of a measurement the load can know."""
     pid: int = job["pid"]
-    memory = opening = None
+    memory = opening = alone = None
+    errors: Counter[str] = Counter()
+    before = anonymous_memory(pid)
+    if job["idle"]:
+        alone, errors = run_alone(job)
     with make_load(job) as load:
-        before, own = anonymous_memory(pid), time.process_time()
+        own = time.process_time()
         begin, spent = time.perf_counter(), cpu_seconds(pid)
         load.open(job["patience"])
         seconds = time.perf_counter() - begin
         spent, own = cpu_seconds(pid) - spent, time.process_time() - own
-        errors = Counter(load.errors)
+        errors += load.errors
         held = job["connections"] + job["idle"]
         if job["lasting"]:
             opening, memory = seconds, (anonymous_memory(pid) - before) / held
         if job["load"] == "opening":
             operations, verified, served = held, held * job["payload"], held
         else:
-            load.run(job["warm_up"])
-            errors += load.errors
+            if not job["cold"]:
+                load.run(job["warm_up"])
+                errors += load.errors
             spent, own = cpu_seconds(pid), time.process_time()
             load.run(job["seconds"])
             spent, own = cpu_seconds(pid) - spent, time.process_time() - own
@@ -96,6 +118,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             "load_cpu": own / operations * 1e6 if operations else None,
             "memory": memory,
             "opening": opening,
+            "alone": alone,
             "latency": {"p50": p50, "p99": p99, "p999": p999, "max": load.latency.max() / 1e3},
             "errors": dict(errors),
             "verified": verified,

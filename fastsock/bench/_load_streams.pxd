@@ -6,7 +6,7 @@ cdef enum:
     EVENTS = 256  # that one epoll_wait(2) brings
 
 cdef enum State:
-    CLOSED  # no socket; of a lasting connection: nor will there be one
+    CLOSED  # no socket; of a lasting connection: nor will there be one, unless run() makes it
     RESTING  # no socket; to be dialled at `since`
     QUEUED  # in the queue of those that are to be dialled, with a socket or without
     UNDER_WAY  # connecting, sending or receiving
@@ -35,7 +35,7 @@ cdef class StreamLoad(Load):
     cdef Py_ssize_t busy, idle
     cdef Py_ssize_t dialled, opened  # of all, during open()
     cdef size_t queue_first, queued
-    cdef bint opening, per_request, http
+    cdef bint opening, per_request, http, cold
     cdef size_t depth
     cdef bytes messages  # `depth` requests in a row; of an echo this is also the answer
     cdef bytes body

@@ -25,6 +25,7 @@ class StreamLoad(Load):
         *,
         depth: int = 1,
         idle: int = 0,
+        cold: bool = False,
         timeout: float | None = None,
     ) -> None:
         """Say what the load is. Nothing is opened.
@@ -40,6 +41,8 @@ class StreamLoad(Load):
                 sent when the last is answered in full. 1 where connections don't last.
             idle: further connections, which ``open()`` makes and which are silent after a round of
                 their own. 0 where connections don't last.
+            cold: lasting connections are made by ``run()``, all at once, instead of ``open()``; the
+                first round of each begins with that. No idle ones then.
             timeout: seconds that a round may take; None: ``TIMEOUT``.
 
         Raises:

@@ -58,7 +58,7 @@ cdef tuple KINDS = ("once", "lines", "http", "http-close")
 @cython.final
 cdef class StreamLoad(Load):
     def __init__(self, address, kind, connections, request, body=None, *, depth=1, idle=0,
-                 timeout=None):
+                 cold=False, timeout=None):
         if self.clients != NULL:
             raise RuntimeError("the load is open")
         if kind not in KINDS:
@@ -72,6 +72,9 @@ cdef class StreamLoad(Load):
         self.depth = checked(depth, "depth", 1, DEEPEST)
         if self.per_request and (self.idle or self.depth > 1):
             raise ValueError(f"depth and idle are of connections that last, not of {kind!r}")
+        self.cold = cold
+        if cold and self.idle:
+            raise ValueError("idle connections are made by open(), which makes none of a cold load")
         checked(len(request), "the request's size", 1, LARGEST)
         checked(len(request) * self.depth, "the size of all requests of a batch", 1, LARGEST_IN_ALL)
         if self.http and body is None:
@@ -108,7 +111,7 @@ cdef class StreamLoad(Load):
         self.queue_first = self.queued = 0
         self.dialled = self.opened = 0
         self.swept = monotonic()
-        if self.per_request:
+        if self.per_request or self.cold:
             return 0
         self.opening = True
         try:

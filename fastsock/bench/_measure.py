@@ -40,6 +40,7 @@ from fastsock.bench._scenarios import FOLDER, QUICK_CONNECTIONS, REFERENCES, Pee
 
 SPARE_DESCRIPTORS = 100
 START_SECONDS = 30  # until a server listens
+COLD_SECONDS = 3  # at least: until a connection that finds no room in a backlog is there
 GRACE = 10  # seconds that the first round may take longer
 # This very package, whatever the working directory has under its name.
 CLIENT = """
@@ -218,8 +219,8 @@ class Bench:
 
     def _command(self, step: Step, address: str) -> list[str]:
         program = [sys.executable, str(FOLDER / "_serve.py")]
-        backlog = str(self._settings.backlog)
         scenario = step.scenario
+        backlog = "0" if scenario.info.cold else str(self._settings.backlog)
         if step.server in (STANDARD, *FASTSOCK):
             return [*program, "scenario", str(scenario.path), step.server, address, backlog]
         if peer := self._peers.get(step.server):
@@ -268,6 +269,9 @@ class Bench:
             MeasureError: it was not to be had.
         """
         scenario, info = step.scenario, step.scenario.info
+        seconds = self._settings.seconds
+        if info.cold:
+            seconds = max(seconds, COLD_SECONDS)
         with self._serving(step) as (pid, address):
             job: dict[str, Any] = {
                 "load": info.load,
@@ -278,13 +282,14 @@ class Bench:
                 "payload": info.payload,
                 "depth": info.depth,
                 "idle": info.idle,
+                "cold": info.cold,
                 "request": base64.b64encode(scenario.request).decode(),
                 "body": base64.b64encode(scenario.body).decode(),
                 "pid": pid,
                 "patience": patience(step.connections + info.idle),
                 "timeout": TIMEOUT,
-                "warm_up": self._settings.seconds / 4,
-                "seconds": self._settings.seconds,
+                "warm_up": seconds / 4,
+                "seconds": seconds,
             }
             with contextlib.ExitStack() as stack:
                 leash = stack.enter_context(contextlib.closing(_Leash()))
@@ -300,7 +305,7 @@ class Bench:
                 stack.enter_context(load)
                 try:
                     leash.fasten(load.pid)
-                    limit = job["patience"] + 10 * self._settings.seconds + 60
+                    limit = job["patience"] + 10 * seconds + 60
                     found, said = load.communicate(json.dumps(job), timeout=limit)
                 except subprocess.TimeoutExpired:
                     raise MeasureError(f"the load did not end within {limit:.0f} s") from None

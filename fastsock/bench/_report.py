@@ -50,6 +50,11 @@ DEFINITIONS = (
         ),
     ),
     ("memory", "anonymous memory of the server in KB (1,024 bytes) per connection; median"),
+    (
+        "CPU vs C",
+        "the CPU of C over theirs, formed within each round: 0.5 is twice as much per operation",
+    ),
+    ("× alone", "the rate over that of as many connections just before the idle ones were there"),
     ("opening", "seconds until every connection had exchanged a line; median"),
     ("served", "of the connections, how many were answered at all, in the worst round"),
 )
@@ -153,6 +158,15 @@ class _Row:
         ratios = self.run.ratios(self.key, self.server, base, lambda one: one.rate)
         return with_spread(spread(ratios))
 
+    def cpu_versus(self) -> str:
+        if self.server == REFERENCE:
+            return "1"
+        ratios = self.run.ratios(self.key, REFERENCE, self.server, lambda one: one.cpu)
+        return with_spread(spread(ratios))
+
+    def beside(self) -> str:
+        return with_spread(spread(one.rate / one.alone for one in self.found if one.alone))
+
     def served(self) -> str:
         if self.run.scenarios[self.key.scenario].load not in LASTING:
             return NOTHING
@@ -182,6 +196,8 @@ def _columns(run: Run, keys: list[Key], opening: bool) -> list[Column]:
     columns += [
         ("CPU µs", lambda row: _median(one.cpu for one in row.found)),
     ]
+    if REFERENCE in servers and any(one.cpu is not None for one in found):
+        columns.append((f"CPU vs {REFERENCE}", _Row.cpu_versus))
     if any(one.load_cpu is not None for one in found):
         columns.append(("load µs", lambda row: _median(one.load_cpu for one in row.found)))
     columns += [
@@ -193,6 +209,8 @@ def _columns(run: Run, keys: list[Key], opening: bool) -> list[Column]:
         columns.append(("memory KB", lambda row: _median(one.memory for one in row.found)))
     if any(one.opening is not None for one in found):
         columns.append(("opening s", lambda row: _median(one.opening for one in row.found)))
+    if any(one.alone for one in found):
+        columns.append(("× alone", _Row.beside))
     columns.append(("errors", lambda row: _errors(row.found)))
     lasting = bool(found) and run.scenarios[found[0].scenario].load in LASTING
     if lasting and any(one.served < one.connections for one in found):
@@ -234,6 +252,8 @@ def _section(run: Run, name: str, pinned: bool) -> Section:
         f"{info.idle:,} idle beside them" if info.idle else "none idle",
         _transport(info),
     ]
+    if info.cold:
+        load.append("opened while it was counted, the backlog as each server comes")
     if opening:
         load.append("an operation is the opening of a connection, to its first answer")
     if any(run.bound_by_load(key) for key in keys):

@@ -60,6 +60,8 @@ class Measurement:
     verified: int  # bytes of answers that were compared with what had to come
     served: int  # lasting connections that were answered while it was counted; else 0
     load_cpu: float | None = None  # microseconds of the load's own, per operation
+    # operations a second of as many connections just before the idle ones were there; None: no idle
+    alone: float | None = None
 
     @property
     def rate(self) -> float:
@@ -77,6 +79,7 @@ class ScenarioInfo:
     payload: int  # bytes of one message; of http: of the answer's body
     depth: int  # messages under way on each connection
     idle: int  # further connections that are silent
+    cold: bool = False  # connections were opened while it was counted, the backlog as it comes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ CONNECTIONS    a tuple of numbers, each of which is measured; for ``once`` and `
 ``PAYLOAD``    bytes of a message
 ``DEPTH``      messages that are under way on each connection; default 1
 ``IDLE``       so many further connections exchange a line and are silent from then on; default 0
+``COLD``       true: lasting connections are opened at once, while it is counted, for 3 s at least,
+               and the backlog is the server's own, whatever ``--backlog`` says; default false
 ``REQUEST``    bytes, for http
 ``BODY``       bytes, for http
 ``ORDERED``    false: datagrams may be answered in another order; default true
@@ -78,8 +80,8 @@ class Scenario:
 
     @property
     def lasting(self) -> bool:
-        """Do connections last longer than a request?"""
-        return self.info.load in ("lines", "http", "opening")
+        """Are there connections that last, and are there before it is counted?"""
+        return self.info.load in ("lines", "http", "opening") and not self.info.cold
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ def read(path: Path) -> Scenario:
     else:
         payload = number("PAYLOAD", None, 0 if load == "datagrams" else 1)
         request = message(payload)
+    cold = bool(get("COLD", bool, False))
+    if cold and (load not in ("lines", "http") or constants.get("IDLE")):
+        raise ScenarioError(f"{path}: COLD is of lasting connections, none of them idle")
     return Scenario(
         path.stem,
         path,
@@ -167,6 +172,7 @@ def read(path: Path) -> Scenario:
             payload=payload,
             depth=number("DEPTH", 1, 1),
             idle=number("IDLE", 0, 0),
+            cold=cold,
         ),
         connections,
         request,
@@ -197,6 +203,7 @@ ORDER = (
     "unix_datagrams",
     "udp_threads",
     "http_keepalive",
+    "http_cold",
     "http_nodelay",
     "http_close",
     "xmlrpc",

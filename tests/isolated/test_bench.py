@@ -31,6 +31,7 @@ BENCH = ("-c", NICE)
 BOTH = ("--servers", "socketserver,fastsock")
 SHORT = ("--rounds", "1", "--seconds", "0.05")
 NAMES = list(_scenarios.scenarios())
+COLD = "http_cold"  # takes some seconds: see test_bench_kinds.py
 
 
 def bench(programs: Programs, *arguments: str | Path) -> Ended:
@@ -65,7 +66,7 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
             assert one.memory is one.opening is None
 
 
-@pytest.mark.parametrize("scenario", NAMES)
+@pytest.mark.parametrize("scenario", [name for name in NAMES if name != COLD])
 def test_every_scenario_on_both(programs: Programs, scenario: str) -> None:
     extra: tuple[str | Path, ...] = ()
     found = _scenarios.scenarios()[scenario]

@@ -139,6 +139,16 @@ def test_a_server_keeps_its_colour() -> None:
     assert list(_chart.styles(["zzz", "C", "fastsock"])) == ["fastsock", "zzz", "C"]
 
 
+def test_both_of_ours_stand_out() -> None:
+    run = bench_runs.simulate(1, scenarios=("lines", "connections"), servers=bench_runs.ALL_SERVERS)
+    bars, lines = _chart.make(run).axes
+    colours = _chart.styles(bench_runs.ALL_SERVERS)
+    thick = [line.get_color() for line in lines.get_lines() if line.get_linewidth() > 2]
+    assert thick == [colours[server][0] for server in ("fastsock", "fastsock multiplexing")]
+    figures = [text for text in bars.texts if text.get_fontweight() == "bold"]
+    assert len(figures) == 2 and len(bars.texts) == len(bench_runs.ALL_SERVERS) - 1
+
+
 def test_servers_that_answered_nothing() -> None:
     run = bench_runs.run(
         bench_runs.measurement(server=server, rate=rate)

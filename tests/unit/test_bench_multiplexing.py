@@ -20,6 +20,7 @@ THREADING = {
     "lines_unix",
     "udp_threads",
     "http_keepalive",
+    "http_cold",
     "http_nodelay",
     "http_close",
     "idle",

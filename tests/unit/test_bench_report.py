@@ -228,3 +228,32 @@ def test_progress_as_a_bar() -> None:
         assert progress._bar.tasks[0].completed == 1
     assert "lines [50]: fastsock" in stream.getvalue()
     assert "1/2" in stream.getvalue()
+
+
+# --- what only some scenarios have
+
+
+def test_cpu_beside_that_of_c() -> None:
+    """Half of it is twice the CPU; formed within each round."""
+    found = []
+    for number, (ours, theirs) in enumerate(((8.0, 4.0), (80.0, 20.0), (4.0, 4.0))):
+        found.append(bench_runs.measurement(round=number, cpu=ours))
+        found.append(bench_runs.measurement(server="C", round=number, cpu=theirs))
+    expected = ["0.500 (0.250\N{EN DASH}1.00)", "1"]
+    assert column(bench_runs.run(found), ECHO, "CPU vs C") == expected
+    assert "CPU vs C" not in table(bench_runs.run(found[::2]), ECHO)[0]
+
+
+def test_beside_idle_connections() -> None:
+    one = bench_runs.measurement(rate=90_000)
+    name = "\N{MULTIPLICATION SIGN} alone"
+    assert name not in table(bench_runs.run([one]), ECHO)[0]
+    two = dataclasses.replace(one, alone=100_000.0)
+    assert column(bench_runs.run([two, one]), ECHO, name) == ["0.900"]
+
+
+def test_a_cold_load_says_so() -> None:
+    one = bench_runs.measurement()
+    for cold in (False, True):
+        text = _report.markdown(bench_runs.run([one], {"lines": bench_runs.info(cold=cold)}))
+        assert cold == ("the backlog as each server comes." in text)

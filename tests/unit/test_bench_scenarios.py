@@ -44,7 +44,8 @@ def test_defaults(write: Any) -> None:
     assert (found.name, found.connections, found.quick) == ("new", (1, 2), True)
     assert (found.info.family, found.info.depth, found.info.idle) == ("tcp", 1, 0)
     assert found.request == b"abcdefghi\n"
-    assert found.lasting
+    assert found.lasting and not found.info.cold
+    assert not found.threading
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,9 @@ def test_defaults(write: Any) -> None:
         ("PAYLOAD = 10", "PAYLOAD = 10\nIDLE = -1", "IDLE is -1, less than 0"),
         ("PAYLOAD = 10", "PAYLOAD = 10\nQUICK = 1", "QUICK has to be of type bool"),
         ("PAYLOAD = 10", "PAYLOAD = 10\nFAMILY = 'udp'", "FAMILY is 'udp', not one of tcp, unix"),
+        ("PAYLOAD = 10", "PAYLOAD = 10\nCOLD = 1", "COLD has to be of type bool"),
+        ("PAYLOAD = 10", "PAYLOAD = 10\nCOLD, IDLE = True, 1", "COLD is of lasting connections"),
+        ('"lines"', '"once"\nCOLD = True', "COLD is of lasting connections"),
         ('"lines"', '"http"', "REQUEST has to be of type bytes"),
         ("Server = socketserver.TCPServer", "", "Server and Handler have to be classes"),
         ("PAYLOAD = 10", "PAYLOAD = 1 / 0", "ZeroDivisionError: division by zero"),
@@ -100,7 +104,7 @@ def test_those_that_come_along() -> None:
     assert list(found)[: len(_scenarios.ORDER)] == list(_scenarios.ORDER)
     asked_for = {"once", "lines", "datagrams", "http", "http-close", "opening"}
     assert {scenario.info.load for scenario in found.values()} == asked_for
-    assert found["connections"].connections == (1, 10, 100, 1000, 9000)
+    assert found["connections"].connections == (1, 10, 100, 1000, 9900)
     for scenario in found.values():
         text = scenario.path.read_text()
         assert "import fastsock" not in text  # the same source for both

@@ -4,7 +4,7 @@ import socketserver
 
 TITLE = "ThreadingTCPServer, line echo, by connections"
 LOAD = "lines"
-CONNECTIONS = (1, 10, 100, 1000, 9000)
+CONNECTIONS = (1, 10, 100, 1000, 9900)
 PAYLOAD = 64
 
 

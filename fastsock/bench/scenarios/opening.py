@@ -4,7 +4,7 @@ import socketserver
 
 TITLE = "ThreadingTCPServer, opening connections"
 LOAD = "opening"
-CONNECTIONS = (100, 1000, 9000)
+CONNECTIONS = (100, 1000, 9050)
 PAYLOAD = 64
 
 
