@@ -194,24 +194,25 @@ cdef class Hub(Descriptors):
 
     cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
         """Wait until a receive or a send would probably not; for calls that aren't ours."""
-        cdef nanoseconds limit, deadline
-        cdef int descriptor
+        cdef nanoseconds limit, deadline = 0
         cdef _sys.pollfd asked
         cdef Slot slot
         self.settle_all()
-        descriptor = channel.current(connection, &limit)
-        if limit == 0 or descriptor < 0:
-            return 0
-        # Enrolled first: what happens between this question and the wait is an event then.
-        slot = self.enrol(channel, descriptor)
-        asked.fd = descriptor
-        asked.events = _sys.POLLOUT if writing else _sys.POLLIN
-        asked.revents = 0
-        deadline = NEVER if limit == NEVER else monotonic() + limit
-        while _sys.poll(&asked, 1, 0) == 0:
+        while True:
+            # Anew after a wait: it may have been closed since, and its number be somebody else's.
+            asked.fd = channel.current(connection, &limit)
+            if limit == 0 or asked.fd < 0:
+                return 0
+            if deadline == 0:
+                deadline = NEVER if limit == NEVER else monotonic() + limit
+            # Enrolled first: what happens between this question and the wait is an event then.
+            slot = self.enrol(channel, asked.fd)
+            asked.events = _sys.POLLOUT if writing else _sys.POLLIN
+            asked.revents = 0
+            if _sys.poll(&asked, 1, 0) != 0:
+                return 0
             self.current.target = NULL
             self.wait_for(slot, writing, deadline)
-        return 0
 
     # Receiving
 

@@ -1,0 +1,61 @@
+"""Small writes that a hub gathers: when they must have left, though the handler does not wait."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Any
+
+import pytest
+from crews import module_of
+from support import connect, handling, receive, serving, wait_until
+
+from fastsock import multiplexing
+
+
+def seen(client: socket.socket) -> bytes:
+    """What has come, asked by a handler that lets nobody run."""
+    return client.recv(100) if select.select([client], [], [], 2)[0] else b""
+
+
+@pytest.mark.parametrize("wbufsize", [0, -1, 3])
+def test_flush(fastsock_dir: str | None, time_limit: None, wbufsize: int) -> None:
+    found = []
+
+    def handle(handler: Any) -> None:
+        handler.rfile.readline()
+        handler.wfile.write(b"a")
+        handler.wfile.write(b"b")
+        handler.wfile.flush()
+        found.append(seen(client))
+
+    fastsock = module_of("multiplexing", fastsock_dir)
+    handler_class = handling(fastsock, handle, wbufsize=wbufsize)
+    with multiplexing.MultiplexingTCPServer(("127.0.0.1", 0), handler_class) as server:
+        with serving(server), connect(server) as client:
+            client.sendall(b"go\n")
+            wait_until(lambda: found)
+            assert receive(client) == b""
+    assert found == [b"ab"]
+
+
+def test_a_fork(fastsock_dir: str | None, time_limit: None) -> None:
+    """What was written before it leaves before what the child writes, and once."""
+
+    def handle(handler: Any) -> None:
+        handler.wfile.write(b"before ")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                handler.request.sendall(b"child ")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        handler.wfile.write(b"after")
+
+    fastsock = module_of("multiplexing", fastsock_dir)
+    handler_class = handling(fastsock, handle)
+    with multiplexing.MultiplexingTCPServer(("127.0.0.1", 0), handler_class) as server:
+        with serving(server), connect(server) as client:
+            assert receive(client) == b"before child after"

@@ -1,0 +1,41 @@
+"""ci/soak: connections [--minutes M] | torture [--rounds N] | handlers [--count N]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="ci/soak", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    many = commands.add_parser("connections", help="many connections that behave differently")
+    many.add_argument("--connections", type=int, default=10_000)
+    many.add_argument("--minutes", type=float, default=10.0)
+    many.add_argument("--rate", type=int, default=2_000, help="actions of clients per second")
+    many.add_argument("--processes", type=int, default=2, help="of clients")
+    many.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    torture = commands.add_parser("torture", help="connections closed while somebody waits")
+    torture.add_argument("--rounds", type=int, default=1_000_000)
+    torture.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    handlers = commands.add_parser("handlers", help="random handlers, by three implementations")
+    handlers.add_argument("--count", type=int, default=10_000)
+    handlers.add_argument("--first", type=int, default=0, help="number of the first one")
+    handlers.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    handlers.add_argument("--broken", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.command == "connections":
+        from .connections import run
+
+        return run(options)
+    if options.command == "handlers":
+        from .handlers import run as run_handlers
+
+        return run_handlers(options)
+    from .torture import run as run_torture
+
+    return run_torture(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
