@@ -9,6 +9,7 @@ from socket import socket as _socket
 from fastsock._connection import Connection
 from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
+from fastsock._direct import DirectWriter
 from fastsock._reader import Reader
 from fastsock._types import (
     TYPE_CHECKING,
@@ -105,7 +106,10 @@ class StreamRequestHandler(BaseRequestHandler):
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
-            self.wfile = _SocketWriter(self.connection)
+            if native:
+                self.wfile = DirectWriter(self.connection, _SocketWriter)
+            else:
+                self.wfile = _SocketWriter(self.connection)
         elif native:
             self.wfile = writer_of(self.connection, _size(self.wbufsize))
         else:

@@ -16,7 +16,7 @@ cdef class Hub(Descriptors):
     cdef int wait_for(self, Slot slot, bint writing, nanoseconds deadline) except -1
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1
     cdef int flush(self) except -1
-    cdef int send_held(self, Channel channel) except -1
+    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1
     cdef int raise_failed(self, Channel channel) except -1
     cdef Py_ssize_t receive_some(self, Channel channel, object connection, char *into, size_t size,
                                  int flags) except -1

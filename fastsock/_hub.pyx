@@ -217,7 +217,11 @@ cdef class Hub(Descriptors):
         cdef Task task
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
-        descriptor = channel.current(connection, &limit)
+        if channel.handed_over:
+            descriptor = channel.current(connection, &limit)
+        else:
+            descriptor = channel.descriptor
+            limit = channel.limit
         while True:
             slot = channel.slot
             if slot is None or slot.readable or limit == 0:
@@ -243,12 +247,12 @@ cdef class Hub(Descriptors):
                     slot.readable = False
             if deadline == 0:
                 deadline = NEVER if limit == NEVER else monotonic() + limit
-            if self.held:
-                self.flush()
+            if self.held and self.flush():
                 descriptor = channel.current(connection, &limit)
             if channel.failed is not None:
                 self.raise_failed(channel)
-            slot = self.enrol(channel, descriptor)
+            if slot is None or slot.descriptor != descriptor or descriptor < 0:
+                slot = self.enrol(channel, descriptor)
             if slot.readable:
                 continue
             task = self.current
@@ -301,36 +305,37 @@ cdef class Hub(Descriptors):
         return 0
 
     cdef int flush(self) except -1:
-        """Send what is held back; the current task waits until all of it is taken.
+        """Send what is held back; the current task waits until all of it is taken: 1 if it had to.
 
         What that fails with is raised by the next call on that connection: this may be one on
         another, or on none.
         """
         cdef Channel channel = self.sender
-        try:
-            self.send_held(channel)
-        except OSError as error:
-            channel.failed = error
-        return 0
-
-    cdef int send_held(self, Channel channel) except -1:
-        cdef object connection = self.sending
-        cdef size_t held = self.held
-        cdef nanoseconds limit
-        cdef int descriptor, error
-        cdef Py_ssize_t count
         cdef Slot slot = channel.slot
-        self.held = 0
-        descriptor = channel.current(connection, &limit)
-        if slot is None or slot.sender is None:
-            count = _sys.send(descriptor, self.outgoing, held,
+        cdef Py_ssize_t count = -1
+        cdef int error = _sys.EAGAIN
+        cdef nanoseconds limit
+        cdef int descriptor = channel.descriptor
+        if channel.handed_over:
+            descriptor = channel.current(self.sending, &limit)
+        if slot is None or slot.sender is None:  # otherwise another task is sending a longer one
+            count = _sys.send(descriptor, self.outgoing, self.held,
                               _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
-            if <size_t> count == held:
+            if <size_t> count == self.held:
+                self.held = 0
                 return 0
             error = _sys.errno
-        else:  # another task is in the middle of a longer one
-            count = -1
-            error = _sys.EAGAIN
+        try:
+            self.flush_rest(channel, count, error)
+        except OSError as error_of_it:
+            channel.failed = error_of_it
+        return 1
+
+    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1:
+        """Send what is held back but for count bytes of it; -1: error was found instead."""
+        cdef object connection = self.sending
+        cdef size_t held = self.held
+        self.held = 0
         self.sender = self.sending = None
         if count < 0:
             count = 0

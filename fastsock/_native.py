@@ -23,6 +23,7 @@ MODULES = frozenset(
         "_core",
         "_datagram",
         "_descriptors",
+        "_direct",
         "_genuine",
         "_hooks",
         "_hub",

@@ -6,6 +6,7 @@ cdef class Reader(Stream):
     cdef Py_ssize_t borrow(self) except -2
     cdef Py_ssize_t more(self) except -2
     cdef object take(self, size_t count)
+    cdef object line_at_hand(self)
     cdef object line(self, Py_ssize_t limit)
     cdef object exactly(self, Py_ssize_t size)
     cdef object into(self, object target, bint once)

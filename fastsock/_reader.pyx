@@ -74,24 +74,29 @@ cdef class Reader(Stream):
         into: NULL: into the buffer that the connection's waiter shares out, which is this one's
         then.
         """
-        if self.raw_closed():
-            raise ValueError("I/O operation on closed file.")
-        if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
-            raise OSError("cannot read from timed out object")
         try:
+            if self.raw_closed():
+                raise ValueError("I/O operation on closed file.")
+            if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
+                raise OSError("cannot read from timed out object")
             if into == NULL:
                 return self.channel.waiter.receive_shared(self.channel, self.connection, size, self,
                                                           &self.buffer)
             return self.channel.receive(self.connection, into, size, 0)
         except TimeoutError:
+            self.start = self.end = 0
             self.timed_out = True
             if self.socket_io is not None:
                 self.socket_io._timeout_occurred = True
             raise
         except BlockingIOError as error:
             if error.errno != errno.EAGAIN:
+                self.start = self.end = 0
                 raise
             return WOULD_BLOCK
+        except BaseException:
+            self.start = self.end = 0  # as in io: what was read so far of a line is lost
+            raise
 
     cdef Py_ssize_t more(self) except -2:
         """Receive once behind what is in the buffer, which grows if it is full."""
@@ -149,6 +154,18 @@ cdef class Reader(Stream):
         self.start += count
         return taken
 
+    cdef object line_at_hand(self):
+        """The next line, if it is in the buffer; otherwise None.
+
+        Nothing in here gives up the GIL or runs Python code: nobody can be inside meanwhile.
+        """
+        cdef char *begin = self.buffer + self.start
+        cdef char *found
+        if self.start == self.end or self.busy or self.is_closed or self.detached:
+            return None
+        found = <char *> memchr(begin, b'\n', self.end - self.start)
+        return None if found == NULL else self.take(<size_t> (found - begin) + 1)
+
     cdef object line(self, Py_ssize_t limit):
         """The next line, or as much of it as limit allows, as there is, or as has come."""
         cdef size_t have = self.end - self.start
@@ -165,11 +182,7 @@ cdef class Reader(Stream):
                 searched = within
             if limit >= 0 and have >= <size_t> limit:
                 return self.take(within)
-            try:
-                count = self.more()
-            except BaseException:
-                self.start = self.end = 0  # as in io: what was read of the line is lost
-                raise
+            count = self.more()
             if count <= 0:
                 return self.take(have)
             have += <size_t> count
@@ -275,6 +288,10 @@ cdef class Reader(Stream):
     def readline(self, size=-1, /):
         """The next line, its end included; at most size bytes of it. b'' at the end."""
         cdef Py_ssize_t limit = optional_size(size)
+        if limit < 0:
+            line = self.line_at_hand()
+            if line is not None:
+                return line
         self.enter("readline of closed file")
         try:
             return self.line(limit)
@@ -282,6 +299,9 @@ cdef class Reader(Stream):
             self.leave()
 
     def __next__(self):
+        line = self.line_at_hand()
+        if line is not None:
+            return line
         self.enter("readline of closed file")
         try:
             line = self.line(-1)

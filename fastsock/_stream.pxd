@@ -27,7 +27,7 @@ cdef class Stream(Borrower):
     cdef int enter(self, str what) except -1
     cdef object task_here(self)
     cdef int await_turn(self) except -1
-    cdef void leave(self)
+    cdef int leave(self) except -1
     cdef int check_open(self, str what) except -1
     cdef int check_attached(self) except -1
     cdef int check_usable(self, str what) except -1

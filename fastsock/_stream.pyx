@@ -79,11 +79,13 @@ cdef class Stream(Borrower):
         """Wait until no other thread or task is inside, and check that the stream is open."""
         if self.busy:
             self.await_turn()
-        self.check_usable(what)
+        if (self.is_closed or self.detached or self.connection is None
+                or self.socket_io is not None):
+            self.check_usable(what)
         self.busy = True
         self.owner = PyThread_get_thread_ident()
         if self.channel.waiter is not None:
-            self.task = self.task_here()
+            self.task = self.channel.waiter.running()  # which is the caller, if in its thread
         return 0
 
     cdef object task_here(self):
@@ -95,7 +97,7 @@ cdef class Stream(Borrower):
         cdef unsigned long here = PyThread_get_thread_ident()
         task = self.task_here()
         while self.busy:
-            if task is not None and self.task is not task:
+            if task is not None and not (self.owner == here and self.task is task):
                 if self.tasks is None:
                     self.tasks = []
                 self.channel.waiter.queue_on(self.tasks)
@@ -110,7 +112,7 @@ cdef class Stream(Borrower):
             gate.release()
         return 0
 
-    cdef void leave(self):
+    cdef int leave(self) except -1:
         self.busy = False
         if self.gate is not None:
             gate, self.gate = self.gate, None
@@ -119,6 +121,7 @@ cdef class Stream(Borrower):
             self.task = None
         if self.tasks is not None and self.tasks:
             self.channel.waiter.wake_all(self.tasks)
+        return 0
 
     cdef int check_attached(self) except -1:
         if self.detached:

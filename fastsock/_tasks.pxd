@@ -20,7 +20,6 @@ cdef class Scheduler(Waiter)
 cdef class Task:
     cdef object __weakref__
     cdef readonly object greenlet
-    cdef object switch  # the greenlet's
     cdef readonly Scheduler hub
     cdef Task next  # in the queue of those that are ready
     cdef bint queued
@@ -86,11 +85,11 @@ cdef class Scheduler(Waiter):
     cdef Task next_task(self)
     cdef Task event(self, _sys.epoll_event *event)
     cdef int poll(self) except -1
-    cdef void enqueue(self, Task task)
+    cdef void enqueue(self, Task task) noexcept
     cdef Task dequeue(self)
     cpdef int wake_with(self, Task task, int outcome) except -1
     cdef int give_way(self) except -1
     cdef int expire(self, nanoseconds now) except -1
     cdef int unlink(self, Task task) except -1
     cdef int set_timer(self, Task task) except -1
-    cdef void drop_timer(self, Task task)
+    cdef void drop_timer(self, Task task) noexcept

@@ -14,6 +14,8 @@ for them, under the GIL, which is given up in epoll_wait(2) only.
 
 from collections import deque
 
+cimport cython
+
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
@@ -30,7 +32,15 @@ from fastsock._clock cimport (
 )
 
 cdef extern from "Python.h":
-    object PyObject_CallNoArgs(object function)
+    void *PyCapsule_Import(const char *name, int no_block) except NULL
+
+# greenlet's interface for C: a table of functions, whose places are fixed (greenlet.h).
+ctypedef object (*Switch)(object greenlet, void *args, void *keywords)
+
+cdef enum:
+    GREENLET_SWITCH = 6
+
+cdef Switch _switch = NULL
 
 cdef enum:
     EVENTS = 512
@@ -70,6 +80,9 @@ cdef class Scheduler(Waiter):
 
     def __init__(self, main, exit_class, report):
         cdef _sys.epoll_event event
+        global _switch
+        if _switch == NULL:
+            _switch = <Switch> (<void **> PyCapsule_Import("greenlet._C_API", 0))[GREENLET_SWITCH]
         self.thread = PyThread_get_thread_ident()
         self.exit_class = exit_class
         self.report = report
@@ -114,7 +127,6 @@ cdef class Scheduler(Waiter):
         cdef Task task = Task.__new__(Task)
         task.hub = self
         task.greenlet = greenlet
-        task.switch = greenlet.switch
         task.about = about
         return task
 
@@ -300,14 +312,16 @@ cdef class Scheduler(Waiter):
 
     # Switching
 
+    @cython.final
     cdef int resume(self, Task task) except -1:
         self.current = task
         self.switches += 1
         self.taken = 0
         self.receives = 0
-        PyObject_CallNoArgs(task.switch)
+        _switch(task.greenlet, NULL, NULL)
         return 0
 
+    @cython.final
     cdef int account(self, Task task) except -1:
         """The task gives the thread up: for how long has it had it?"""
         cdef nanoseconds now = monotonic_coarse()
@@ -322,6 +336,7 @@ cdef class Scheduler(Waiter):
                 self.current = running
         return 0
 
+    @cython.final
     cdef int pass_on(self, Task task) except -1:
         cdef Task other
         self.account(task)
@@ -348,10 +363,11 @@ cdef class Scheduler(Waiter):
         except BaseException:
             self.unlink(task)
             task.outcome = READY
-            raise
-        finally:
             task.slot = None
             task.deadline = NEVER
+            raise
+        task.slot = None
+        task.deadline = NEVER
         if task.doomed:
             raise self.exit_class
         return 0
@@ -368,6 +384,7 @@ cdef class Scheduler(Waiter):
             raise self.exit_class
         return 0
 
+    @cython.final
     cdef Task next_task(self):
         cdef Task task
         while True:
@@ -382,6 +399,7 @@ cdef class Scheduler(Waiter):
             else:
                 self.poll()
 
+    @cython.final
     cdef Task event(self, _sys.epoll_event *event):
         cdef unsigned int place = <unsigned int> event.data.u64
         cdef unsigned int generation = <unsigned int> (event.data.u64 >> 32)
@@ -397,6 +415,7 @@ cdef class Scheduler(Waiter):
             return None
         return self.happened(place, generation, event.events)
 
+    @cython.final
     cdef int poll(self) except -1:
         """Ask what has happened; wait for it if nobody is ready."""
         cdef int count, timeout = 0, error = 0
@@ -440,7 +459,7 @@ cdef class Scheduler(Waiter):
 
     # The queue of those that are ready
 
-    cdef void enqueue(self, Task task):
+    cdef void enqueue(self, Task task) noexcept:
         if task.queued:
             return
         task.queued = True
@@ -451,6 +470,7 @@ cdef class Scheduler(Waiter):
             self.tail.next = task
             self.tail = task
 
+    @cython.final
     cdef Task dequeue(self):
         cdef Task task = self.head
         self.head = task.next
@@ -500,7 +520,7 @@ cdef class Scheduler(Waiter):
         task.place = place
         return 0
 
-    cdef void drop_timer(self, Task task):
+    cdef void drop_timer(self, Task task) noexcept:
         cdef list heap = self.timers
         cdef Py_ssize_t place = task.place, child, parent, size
         cdef Task last, other

@@ -43,7 +43,7 @@ class _Request:
         self.request = request
         self.client_address = client_address
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         server = self.server
         if _is_doomed(server):
             server.shutdown_request(self.request)
@@ -105,7 +105,7 @@ class MultiplexingMixIn:
         if type(request) is Connection:
             tasks.hub.adopt(request)
         about = _Request(self, request, client_address)
-        tasks.start(about, about)
+        tasks.start(about.run, about)
 
     def handle_request(self) -> None:
         """As of every server; what the handlers do until they wait for something is done then."""

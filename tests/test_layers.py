@@ -27,6 +27,7 @@ NATIVE: dict[str, set[str]] = {
     "_stream": {"_channel"},
     "_reader": {"_stream"},
     "_writer": {"_channel", "_stream"},
+    "_direct": {"_channel"},
     "_tasks": {"_sys", "_clock", "_channel"},
     "_descriptors": {"_sys", "_clock", "_channel", "_tasks"},
     "_hub": {"_sys", "_clock", "_channel", "_tasks", "_descriptors"},
@@ -131,6 +132,7 @@ LAYERS: dict[str, set[str]] = {
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
     "_handlers": {
+        "_direct",
         "_types",
         "_reader",
         "_writer",

@@ -1,0 +1,172 @@
+"""wfile of a Connection where it holds nothing back: each write is a ``sendall()``.
+
+For everybody who asks it is a ``_SocketWriter`` of ``_handlers.py``. One is made when somebody
+calls what makes no sense of such a file, and says so.
+"""
+
+import io
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+
+from fastsock._channel cimport Channel, channel_of
+
+
+cdef class DirectWriter:
+    """``DirectWriter(connection, cls)``: an instance of cls, as far as can be seen."""
+
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef Channel channel  # None: the connection is something that a program has put there
+    cdef object connection
+    cdef object cls
+    cdef object made  # the instance of cls, or None
+    cdef bint is_closed
+
+    def __init__(self, connection, cls):
+        self.channel = channel_of(connection)
+        self.connection = connection
+        self.cls = cls
+
+    @property
+    def __class__(self):
+        return self.cls
+
+    cdef object file(self):
+        if self.made is None:
+            self.made = self.cls(self.connection)
+        return self.made
+
+    cdef int check_open(self) except -1:
+        if self.is_closed:
+            raise ValueError("I/O operation on closed file.")
+        return 0
+
+    @cython.binding(False)  # a method descriptor, which the interpreter calls fastest
+    def write(self, b, /):
+        """Send all of the bytes; return how many these are."""
+        cdef Py_buffer view
+        if self.channel is None:
+            return self.cls.write(self, b)
+        if type(b) is bytes:
+            self.channel.send(self.connection, PyBytes_AS_STRING(b), PyBytes_GET_SIZE(b), 0, True)
+            return PyBytes_GET_SIZE(b)
+        PyObject_GetBuffer(b, &view, PyBUF_SIMPLE)
+        try:
+            self.channel.send(self.connection, <char *> view.buf, view.len, 0, True)
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    @property
+    def _sock(self):
+        return self.connection
+
+    @_sock.setter
+    def _sock(self, value):
+        self.channel = None  # it may be anything
+        self.connection = value
+        self.made = None
+
+    def fileno(self):
+        """The connection's descriptor."""
+        return self.connection.fileno()
+
+    def writelines(self, lines, /):
+        """Write each of the lines."""
+        self.check_open()
+        for line in lines:
+            self.write(line)
+
+    def flush(self):
+        """Nothing is held back."""
+        self.check_open()
+
+    def close(self):
+        """Close the file, not the connection."""
+        self.is_closed = True
+
+    @property
+    def closed(self):
+        return self.is_closed
+
+    def readable(self):
+        return False
+
+    def writable(self):
+        return True
+
+    def seekable(self):
+        return False
+
+    def isatty(self):
+        self.check_open()
+        return False
+
+    def read(self, *size):
+        return self.file().read(*size)
+
+    def read1(self, *size):
+        return self.file().read1(*size)
+
+    def readinto(self, buffer, /):
+        return self.file().readinto(buffer)
+
+    def readinto1(self, buffer, /):
+        return self.file().readinto1(buffer)
+
+    def readline(self, size=-1, /):
+        return self.file().readline(size)
+
+    def readlines(self, hint=-1, /):
+        self.check_open()
+        return self.file().readlines(hint)
+
+    def seek(self, offset, whence=0, /):
+        return self.file().seek(offset, whence)
+
+    def tell(self):
+        return self.file().tell()
+
+    def truncate(self, size=None, /):
+        return self.file().truncate(size)
+
+    def detach(self):
+        return self.file().detach()
+
+    def _checkClosed(self, message="I/O operation on closed file."):
+        if self.is_closed:
+            raise ValueError(message)
+
+    def _checkReadable(self):
+        return self.file()._checkReadable()
+
+    def _checkWritable(self):
+        return True
+
+    def _checkSeekable(self):
+        return self.file()._checkSeekable()
+
+    def __enter__(self):
+        self.check_open()
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def __iter__(self):
+        self.check_open()
+        return self
+
+    def __next__(self):
+        return next(self.file())
+
+    def __repr__(self):
+        return f"<{self.cls.__module__}.{self.cls.__qualname__} object at {id(self):#x}>"
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(f"cannot pickle {self.cls.__name__!r} object")
+
+
+io.BufferedIOBase.register(DirectWriter)
