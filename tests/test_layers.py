@@ -100,7 +100,7 @@ BENCH: dict[str, set[str]] = {
         "bench._load_datagrams",
     },
     "bench._scenarios": {"bench._results"},
-    "bench._serve": {"__init__", "multiplexing"},
+    "bench._serve": {"__init__"},
     "bench._client": {"bench._load"},
     "bench._machine": {"__init__", "bench._results", "bench._scenarios"},
     "bench._measure": {"bench._machine", "bench._results", "bench._scenarios"},
