@@ -11,9 +11,13 @@ the primitives of ``threading``) keeps all others from running, which is reporte
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from fastsock import _hubs, _tls
 from fastsock._connection import Connection
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
+from fastsock._hub import Hub
 from fastsock._hubs import Tasks
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
@@ -58,6 +62,12 @@ class _Request:
         handler = self.server.RequestHandlerClass
         name = getattr(handler, "__qualname__", None) or repr(handler)
         return f"{name} for {self.client_address!r}"
+
+    @property
+    def threshold(self) -> float:
+        """Seconds; what is shorter is not reported."""
+        threshold: float = self.server.slow_handler_threshold
+        return threshold
 
 
 def _is_doomed(server: Any) -> bool:
@@ -119,15 +129,15 @@ class MultiplexingMixIn:
         """
         _tls.prepare()
         tasks = _tasks_of(self)
-        if type(request) is Connection:
-            tasks.hub.adopt(request)
+        _adopt(tasks.hub, request)
         about = _Request(self, request, client_address)
         tasks.start(about.run, about)
 
     def handle_request(self) -> None:
         """Take a request, and run its handler until that waits for something.
 
-        It goes on in ``serve_forever()`` or ``server_close()``, not while this waits for a request.
+        It goes on while the next call waits for a request, and in ``serve_forever()`` and
+        ``server_close()``.
         """
         super().handle_request()  # type: ignore[misc]
         tasks: Tasks | None = vars(self).get("_fastsock_tasks")
@@ -145,29 +155,59 @@ class MultiplexingMixIn:
         super().server_close()  # type: ignore[misc]
         _end(self)
 
+    def _fastsock_waiting(self) -> Callable[[list[int], int], list[int]] | None:
+        """How handle_request() waits: with the handlers of earlier requests, if there are any."""
+        tasks: Tasks | None = vars(self).get("_fastsock_tasks")
+        if tasks is None or not tasks.hub.alive or not _hubs.is_main(tasks.hub):
+            return None
+        hub = tasks.hub
+
+        def wait(descriptors: list[int], milliseconds: int) -> list[int]:
+            seconds = None if milliseconds < 0 else milliseconds / 1000
+            if not descriptors:
+                Event().wait(seconds)
+                return []
+            return descriptors if hub.wait_in_main(descriptors[0], True, False, seconds) else []
+
+        return wait
+
+    def _fastsock_adopting(self, hub: Hub) -> Callable[[Any], object]:
+        """What is to be called with a request before the hooks, which may wait for it."""
+        return functools.partial(_adopt, hub)
+
     def _fastsock_serving(self, servers: list[Any]) -> _hubs.Serving:
         """The context in which a loop serves these servers."""
         _tls.prepare()
         return _hubs.Serving(servers, [_tasks_of(server) for server in servers], _end)
 
 
+def _adopt(hub: Hub, request: Any) -> None:
+    """Have the calls on a request's socket wait by the hub."""
+    if type(request) is Connection:
+        hub.adopt(request)
+
+
 def _tasks_of(server: Any) -> Tasks:
     attributes = vars(server)
     tasks: Tasks | None = attributes.get("_fastsock_tasks")
-    if tasks is None or tasks.hub.closed or not (tasks.running or tasks.hub.is_mine()):
+    # Another thread's, if a loop is run there: process_request() may be called in any.
+    if tasks is None or tasks.hub.closed or not (tasks.hub.is_mine() or tasks.hub.active):
+        if tasks is not None and tasks.running:  # in a thread whose loop an exception has ended
+            attributes.setdefault("_fastsock_left", []).append(tasks)
         tasks = attributes["_fastsock_tasks"] = Tasks(_hubs.of_thread())
         tasks.hub.set_threshold(server.slow_handler_threshold)
     return tasks
 
 
 def _end(server: Any) -> None:
-    tasks: Tasks | None = vars(server).get("_fastsock_tasks")
-    if tasks is not None and tasks.running:
-        if server.daemon_threads or not server.block_on_close:
-            tasks.kill()
-        tasks.join()
-    elif tasks is not None:
-        _hubs.release(tasks.hub)
+    attributes = vars(server)
+    for tasks in (attributes.get("_fastsock_tasks"), *attributes.get("_fastsock_left", ())):
+        if tasks is not None and tasks.running:
+            if server.daemon_threads or not server.block_on_close:
+                tasks.kill()
+            tasks.join()
+        elif tasks is not None:
+            _hubs.release(tasks.hub)
 
 
 class MultiplexingTCPServer(MultiplexingMixIn, TCPServer):
