@@ -15,7 +15,7 @@ from _socket import socket as _socket_type
 from collections import deque
 from collections.abc import Callable, Iterable
 from socket import socket as _socket
-from types import TracebackType
+from types import FunctionType, TracebackType
 
 from fastsock import _core, _plain
 from fastsock._accept import unpatched
@@ -91,6 +91,9 @@ class _LoopEnded(threading.Event):
 
 def _this_thread() -> tuple[int, int]:
     return os.getpid(), threading.get_ident()
+
+
+_new: Any = object.__new__
 
 
 class BaseServer:
@@ -200,7 +203,7 @@ class BaseServer:
                 timeout = min(by_socket, timeout)
         wait = _waiter()
         if wait is None and hasattr(type(self), "_fastsock_waiting"):
-            wait = self._fastsock_waiting()
+            wait = self._fastsock_waiting()  # type: ignore[attr-defined]
         handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, wait)
         if not handled:
             return self.handle_timeout()
@@ -227,7 +230,16 @@ class BaseServer:
 
     def finish_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Make an instance of RequestHandlerClass, which does the work."""
-        self.RequestHandlerClass(request, client_address, self)  # type: ignore[arg-type]
+        cls: Any = self.RequestHandlerClass
+        kind: Any = type(cls)
+        init: Any = getattr(cls, "__init__", None)
+        if kind is type and cls.__new__ is _new and type(init) is FunctionType:
+            # What type.__call__() does, without its C frames: every suspended handler of a
+            # multiplexing server keeps a copy of them.
+            if init(_new(cls), request, client_address, self) is not None:
+                raise TypeError("__init__() should return None")
+        else:
+            cls(request, client_address, self)
 
     def shutdown_request(self, request: RequestType) -> None:
         """End one request. Overridden to do nothing, it leaves the request to the handler."""
