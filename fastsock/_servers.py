@@ -200,7 +200,7 @@ class BaseServer:
                 timeout = min(by_socket, timeout)
         wait = _waiter()
         if wait is None and hasattr(type(self), "_fastsock_waiting"):
-            wait = self._fastsock_waiting()
+            wait = self._fastsock_waiting()  # type: ignore[attr-defined]
         handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, wait)
         if not handled:
             return self.handle_timeout()
