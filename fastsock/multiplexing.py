@@ -91,8 +91,7 @@ class MultiplexingMixIn:
             of being waited for.
         block_on_close: if false, they are unwound too.
         slow_handler_threshold: seconds; a handler that has not let others run for longer is
-            reported to the logger ``fastsock``. Read when ``serve_forever()`` begins; of several
-            servers in one thread, the last one's.
+            reported to the logger ``fastsock``. Of several servers in one thread, each its own.
     """
 
     daemon_threads: bool = False
