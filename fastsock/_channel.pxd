@@ -6,13 +6,19 @@ cdef class Borrower:
     cdef int give_back(self) except -1
 
 
+cdef enum NotReceived:
+    OVERDUE = -3  # the connection's timeout is over
+    NOTHING = -4  # a non-blocking connection has nothing
+
+
 cdef class Waiter:
     # How the connections of a multiplexing server wait: the hub. None of it is for a thread.
     cdef bint here(self) noexcept
     cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
                             int flags) except -1
-    cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
-                                   Borrower borrower, char **data) except -1
+    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+                                      size_t size, int flags, Borrower borrower) except -1
+    cdef char *lent(self) noexcept
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1
     cdef object running(self)

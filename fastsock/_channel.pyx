@@ -142,13 +142,17 @@ cdef class Waiter:
                             int flags) except -1:
         raise NotImplementedError
 
-    cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
-                                   Borrower borrower, char **data) except -1:
-        """Receive up to size bytes, fewer if the shared buffer is smaller; where they are is told.
+    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+                                      size_t size, int flags, Borrower borrower) except -1:
+        """receive(), which returns OVERDUE or NOTHING instead of raising an error that says so.
 
-        They stay there until borrower.give_back() is called; without one, until the next call.
+        into: NULL: up to size bytes, fewer if the shared buffer is smaller, come to where lent()
+        says. They stay there until borrower.give_back() is called.
         """
         raise NotImplementedError
+
+    cdef char *lent(self) noexcept:
+        return NULL
 
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
@@ -610,10 +614,13 @@ cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, i
     """What one recv(2) of up to size bytes brings."""
     cdef Py_ssize_t count
     cdef int error
-    cdef char *shared
     if flags == 0 and channel.waiter is not None and channel.waiter.here():
-        count = channel.waiter.receive_shared(channel, connection, size, None, &shared)
-        return PyBytes_FromStringAndSize(shared, count)
+        count = channel.waiter.receive_or_borrow(channel, connection, NULL, size, 0, None)
+        if count == OVERDUE:
+            raise TimeoutError("timed out")
+        if count == NOTHING:
+            fail(_sys.EAGAIN)
+        return PyBytes_FromStringAndSize(channel.waiter.lent(), count)
     # Programs ask for far more than comes. What is waiting is received into a small buffer first;
     # nobody but who holds the GIL uses it.
     if channel.eager and flags == 0 and not channel.handed_over and size > SCRATCH:

@@ -13,6 +13,7 @@ cdef class Hub(Descriptors):
     cdef size_t held  # so many
 
     cdef Slot enrol(self, Channel channel, int descriptor)
+    cdef int wait_at_slot(self, Slot slot, bint writing, nanoseconds deadline) except -1
     cdef int wait_for(self, Slot slot, bint writing, nanoseconds deadline) except -1
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1
     cdef int flush(self) except -1

@@ -19,7 +19,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._channel cimport Borrower, Channel, channel_of, fail
+from fastsock._channel cimport NOTHING, OVERDUE, Borrower, Channel, channel_of, fail
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
@@ -172,6 +172,12 @@ cdef class Hub(Descriptors):
     # Waiting
 
     cdef int wait_for(self, Slot slot, bint writing, nanoseconds deadline) except -1:
+        """As wait_at_slot(); raises TimeoutError after the deadline."""
+        if self.wait_at_slot(slot, writing, deadline) == TIMED_OUT:
+            raise TimeoutError("timed out")
+        return 0
+
+    cdef int wait_at_slot(self, Slot slot, bint writing, nanoseconds deadline) except -1:
         """Suspend the current task until something happens to a connection's descriptor."""
         cdef Task task = self.current
         task.slot = slot
@@ -186,8 +192,6 @@ cdef class Hub(Descriptors):
                 slot.others = []
             slot.others.append(task)
         self.suspend(task, deadline)
-        if task.outcome == TIMED_OUT:
-            raise TimeoutError("timed out")
         if task.outcome == CLOSED:
             fail(_sys.EBADF)
         return task.outcome
@@ -240,24 +244,31 @@ cdef class Hub(Descriptors):
             received += count
         return received
 
-    cdef Py_ssize_t receive_shared(self, Channel channel, object connection, size_t size,
-                                   Borrower borrower, char **data) except -1:
-        cdef Py_ssize_t count
-        count = self.receive_some(channel, connection, self.incoming,
-                                  min(size, <size_t> INCOMING), 0)
-        data[0] = self.incoming
-        self.borrower = borrower
-        return count
-
     cdef Py_ssize_t receive_some(self, Channel channel, object connection, char *into, size_t size,
                                  int flags) except -1:
+        cdef Py_ssize_t count
+        count = self.receive_or_borrow(channel, connection, into, size, flags, None)
+        if count == OVERDUE:
+            raise TimeoutError("timed out")
+        if count == NOTHING:
+            fail(_sys.EAGAIN)
+        return count
+
+    cdef char *lent(self) noexcept:
+        return self.incoming
+
+    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+                                      size_t size, int flags, Borrower borrower) except -1:
         cdef nanoseconds limit, deadline = 0
-        cdef int descriptor, error
+        cdef int descriptor, error, outcome
         cdef Py_ssize_t count
         cdef Slot slot
         cdef Task task
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
+        if into == NULL:
+            into = self.incoming
+            size = min(size, <size_t> INCOMING)
         if channel.handed_over:
             descriptor = channel.current(connection, &limit)
         else:
@@ -274,16 +285,16 @@ cdef class Hub(Descriptors):
                 else:
                     count = slot.receive(descriptor, into, size, flags)
                 if count >= 0:
-                    self.taken += <size_t> count
-                    self.receives += 1
-                    return count
+                    break
                 error = _sys.errno
                 if error == _sys.EINTR:
                     PyErr_CheckSignals()
                     descriptor = channel.current(connection, &limit)
                     continue
-                if error != _sys.EAGAIN or limit == 0:
+                if error != _sys.EAGAIN:
                     fail(error)
+                if limit == 0:
+                    return NOTHING
                 if slot is not None:
                     slot.readable = False
             if deadline == 0:
@@ -299,13 +310,20 @@ cdef class Hub(Descriptors):
             task = self.current
             task.target = into if flags == 0 else NULL
             task.size = size
-            if self.wait_for(slot, False, deadline) == DONE:
+            outcome = self.wait_at_slot(slot, False, deadline)
+            if outcome == DONE:
                 if task.error:
                     fail(task.error)
-                self.taken += <size_t> task.count
-                self.receives += 1
-                return task.count
+                count = task.count
+                break
+            if outcome == TIMED_OUT:
+                return OVERDUE
             descriptor = channel.current(connection, &limit)
+        self.taken += <size_t> count
+        self.receives += 1
+        if borrower is not None:
+            self.borrower = borrower
+        return count
 
     # Sending
 
@@ -317,7 +335,8 @@ cdef class Hub(Descriptors):
         if self.given >= MOST_BYTES:
             self.give_way()
         self.given += size
-        if size < DIRECT and flags == 0 and channel.kind == _sys.SOCK_STREAM:
+        # A send() that tells how much the kernel took is below other files, which flush by it.
+        if size < DIRECT and flags == 0 and all_of_it and channel.kind == _sys.SOCK_STREAM:
             if channel.handed_over:
                 channel.current(connection, &limit)
             if limit != 0:

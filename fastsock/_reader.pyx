@@ -12,12 +12,15 @@ from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memmove
 
+from fastsock._channel cimport NOTHING, OVERDUE
 from fastsock._stream cimport Stream, optional_size, unsupported
 
 cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
     char *bytes_of "PyBytes_AS_STRING"(PyObject *bytes)
     int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
+    void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **trace)
+    void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *trace)
 
 cdef enum:
     # A read of many bytes begins with this many, and doubles: what a peer announces is not
@@ -30,6 +33,15 @@ cdef enum:
     WOULD_BLOCK = -1
     # Who asks for a smaller buffer than this does not want more to be read ahead.
     USUAL_SIZE = 1 << 13
+
+
+# A task that waits for a line keeps a copy of the C stack: a try statement would take 100 bytes more
+# of it.
+ctypedef PyObject *(*Unchecked)(Reader reader, Py_ssize_t limit) noexcept
+
+
+cdef object _line(Reader reader, Py_ssize_t limit):
+    return reader.line(limit)
 
 
 cdef class Reader(Stream):
@@ -69,25 +81,14 @@ cdef class Reader(Stream):
         return 0
 
     cdef Py_ssize_t receive(self, char *into, size_t size) except -2:
-        """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection.
-
-        into: NULL: into the buffer that the connection's waiter shares out, which is this one's
-        then.
-        """
+        """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection."""
         try:
-            if self.raw_closed():
-                raise ValueError("I/O operation on closed file.")
-            if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
-                raise OSError("cannot read from timed out object")
-            if into == NULL:
-                return self.channel.waiter.receive_shared(self.channel, self.connection, size, self,
-                                                          &self.buffer)
+            if self.timed_out or self.socket_io is not None:
+                self.check_receives()
             return self.channel.receive(self.connection, into, size, 0)
         except TimeoutError:
             self.start = self.end = 0
-            self.timed_out = True
-            if self.socket_io is not None:
-                self.socket_io._timeout_occurred = True
+            self.note_timeout()
             raise
         except BlockingIOError as error:
             if error.errno != errno.EAGAIN:
@@ -97,6 +98,20 @@ cdef class Reader(Stream):
         except BaseException:
             self.start = self.end = 0  # as in io: what was read so far of a line is lost
             raise
+
+    cdef int check_receives(self) except -1:
+        """As SocketIO.readinto() does."""
+        if self.raw_closed():
+            raise ValueError("I/O operation on closed file.")
+        if self.timed_out or (self.socket_io is not None and self.socket_io._timeout_occurred):
+            raise OSError("cannot read from timed out object")
+        return 0
+
+    cdef int note_timeout(self) except -1:
+        self.timed_out = True
+        if self.socket_io is not None:
+            self.socket_io._timeout_occurred = True
+        return 0
 
     cdef Py_ssize_t more(self) except -2:
         """Receive once behind what is in the buffer, which grows if it is full."""
@@ -141,12 +156,20 @@ cdef class Reader(Stream):
         self.buffer = NULL
         self.borrowed = False
         self.start = self.end = self.room = 0
-        count = self.receive(NULL, self.size if self.size < USUAL_SIZE else <size_t> -1)
+        if self.timed_out or self.socket_io is not None:
+            self.check_receives()
+        count = self.channel.waiter.receive_or_borrow(
+            self.channel, self.connection, NULL,
+            self.size if self.size < USUAL_SIZE else <size_t> -1, 0, self)
         if count > 0:
             self.borrowed = True
+            self.buffer = self.channel.waiter.lent()
             self.end = self.room = <size_t> count
-        else:
-            self.buffer = NULL
+        elif count == OVERDUE:
+            self.note_timeout()
+            raise TimeoutError("timed out")
+        elif count == NOTHING:
+            return WOULD_BLOCK
         return count
 
     cdef object take(self, size_t count):
@@ -182,10 +205,34 @@ cdef class Reader(Stream):
                 searched = within
             if limit >= 0 and have >= <size_t> limit:
                 return self.take(within)
-            count = self.more()
+            if (self.start == self.end and self.channel.waiter is not None
+                    and self.channel.waiter.here()):
+                count = self.borrow()
+            else:
+                count = self.more()
             if count <= 0:
                 return self.take(have)
             have += <size_t> count
+
+    cdef object whole_line(self, Py_ssize_t limit):
+        cdef PyObject *line
+        self.enter("readline of closed file")
+        line = (<Unchecked> _line)(self, limit)
+        if line == NULL:
+            self.leave_by_error()
+        result = <object> line
+        Py_DECREF(result)
+        self.leave()
+        return result
+
+    cdef int leave_by_error(self) except -1:
+        cdef PyObject *kind
+        cdef PyObject *value
+        cdef PyObject *trace
+        PyErr_Fetch(&kind, &value, &trace)
+        self.leave()
+        PyErr_Restore(kind, value, trace)
+        return -1
 
     cdef object exactly(self, Py_ssize_t size):
         """Read size bytes (-1: all), fewer at the end or if no more are there without waiting."""
@@ -292,21 +339,13 @@ cdef class Reader(Stream):
             line = self.line_at_hand()
             if line is not None:
                 return line
-        self.enter("readline of closed file")
-        try:
-            return self.line(limit)
-        finally:
-            self.leave()
+        return self.whole_line(limit)
 
     def __next__(self):
         line = self.line_at_hand()
         if line is not None:
             return line
-        self.enter("readline of closed file")
-        try:
-            line = self.line(-1)
-        finally:
-            self.leave()
+        line = self.whole_line(-1)
         if not line:
             raise StopIteration
         return line

@@ -83,6 +83,7 @@ cdef class Scheduler(Waiter):
     cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2
     cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept
     cdef int open(self) except -1
+    cdef int interrupted_wait(self, Task task) except -1
     cdef int end(self, Task task) except -1
     cdef int step(self) except -1
     cdef int resume(self, Task task) except -1

@@ -17,7 +17,7 @@ from collections import deque
 cimport cython
 
 from cpython.pythread cimport PyThread_get_thread_ident
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 
@@ -34,6 +34,8 @@ from fastsock._clock cimport (
 
 cdef extern from "Python.h":
     void *PyCapsule_Import(const char *name, int no_block) except NULL
+    void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **trace)
+    void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *trace)
 
 # greenlet's interface for C: a table of functions, whose places are fixed (greenlet.h).
 ctypedef object (*Current)()
@@ -53,6 +55,14 @@ cdef enum:
     LOOP = 0xFFFFFFFF
     # A task that was told to end so often, and has caught GreenletExit each time, is left alone.
     REFUSALS = 100
+
+
+# A task that waits keeps a copy of the C stack: a try statement would take 100 bytes more of it.
+ctypedef int (*Unchecked)(Scheduler scheduler, Task task) noexcept
+
+
+cdef int _pass_on(Scheduler scheduler, Task task) except -1:
+    return scheduler.pass_on(task)
 
 
 cdef nanoseconds deadline_after(double seconds) noexcept:
@@ -346,7 +356,7 @@ cdef class Scheduler(Waiter):
     # Switching
 
     @cython.final
-    cdef int resume(self, Task task) except -1:
+    cdef inline int resume(self, Task task) except -1:
         self.current = task
         self.switches += 1
         self.taken = self.given = 0
@@ -355,7 +365,7 @@ cdef class Scheduler(Waiter):
         return 0
 
     @cython.final
-    cdef int account(self, Task task) except -1:
+    cdef inline int account(self, Task task) except -1:
         """The task gives the thread up: for how long has it had it?"""
         cdef nanoseconds now = monotonic_coarse()
         cdef nanoseconds held = now - self.resumed_at
@@ -370,16 +380,16 @@ cdef class Scheduler(Waiter):
         return 0
 
     @cython.final
-    cdef int pass_on(self, Task task) except -1:
+    cdef inline int pass_on(self, Task task) except -1:
         cdef Task other
         self.account(task)
         other = self.next_task()
+        self.switches += 1
+        self.taken = self.given = 0
+        self.receives = 0
         if other is not task:
-            self.resume(other)
-        else:
-            self.switches += 1
-            self.taken = self.given = 0
-            self.receives = 0
+            self.current = other
+            _switch(other.greenlet, NULL, NULL)
         return 0
 
     cdef int suspend(self, Task task, nanoseconds deadline) except -1:
@@ -392,19 +402,26 @@ cdef class Scheduler(Waiter):
         task.deadline = deadline
         if deadline != NEVER:
             self.set_timer(task)
-        try:
-            self.pass_on(task)
-        except BaseException:
-            self.unlink(task)
-            task.outcome = READY
-            task.slot = None
-            task.deadline = NEVER
-            raise
+        if (<Unchecked> _pass_on)(self, task) < 0:
+            self.interrupted_wait(task)
         task.slot = None
         task.deadline = NEVER
         if task.doomed:
             self.end(task)
         return 0
+
+    cdef int interrupted_wait(self, Task task) except -1:
+        """An exception has come instead of what the task waited for: nobody is to wake it."""
+        cdef PyObject *kind
+        cdef PyObject *value
+        cdef PyObject *trace
+        PyErr_Fetch(&kind, &value, &trace)
+        self.unlink(task)
+        task.outcome = READY
+        task.slot = None
+        task.deadline = NEVER
+        PyErr_Restore(kind, value, trace)
+        return -1
 
     cdef int end(self, Task task) except -1:
         """Raise GreenletExit in the current task."""
