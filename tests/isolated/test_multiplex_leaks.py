@@ -193,6 +193,19 @@ PROGRAM = """
             batch()
 
     def settled():
+        \"\"\"What there is when it changes no more: a task ends a little after its request,
+        and a loop that has just been started makes its descriptors.\"\"\"
+        seen = []
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            seen.append(look())
+            counts = [{**found, "blocks": 0, "references": 0} for found in seen[-8:]]
+            if len(counts) == 8 and counts.count(counts[0]) == 8:
+                break
+            time.sleep(0.01)
+        return seen[-1]
+
+    def look():
         until(lambda: server.open_requests == 0)
         if how == "outbound":
             until(lambda: echo.open_requests == 0)
