@@ -12,6 +12,8 @@ Connection
     What the request of a stream server is: a ``socket.socket`` made straight from accept(2).
 DatagramSocket, DatagramCounts
     What a datagram server receives from, and what it counts.
+MultiplexingMixIn, MultiplexingTCPServer, MultiplexingUDPServer, ...
+    Many handlers in one thread. ``fastsock.multiplexing`` has what they may call.
 install(), uninstall()
     Put this package in the place of ``socketserver`` for every later import, and take it out.
 """
@@ -62,6 +64,16 @@ from fastsock._servers import (
 )
 from fastsock._types import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from fastsock import multiplexing
+    from fastsock.multiplexing import (
+        MultiplexingMixIn,
+        MultiplexingTCPServer,
+        MultiplexingUDPServer,
+        MultiplexingUnixDatagramServer,
+        MultiplexingUnixStreamServer,
+    )
+
 __all__ = [
     "BaseRequestHandler",
     "BaseServer",
@@ -74,6 +86,11 @@ __all__ = [
     "ForkingUDPServer",
     "ForkingUnixDatagramServer",
     "ForkingUnixStreamServer",
+    "MultiplexingMixIn",
+    "MultiplexingTCPServer",
+    "MultiplexingUDPServer",
+    "MultiplexingUnixDatagramServer",
+    "MultiplexingUnixStreamServer",
     "StreamRequestHandler",
     "TCPServer",
     "ThreadingMixIn",
@@ -93,10 +110,23 @@ __all__ = [
 VERSION = "0.1.0"
 
 
+#: what fastsock.multiplexing defines. Imported when it is asked for: others do without it
+_MULTIPLEXING = frozenset(name for name in __all__ if name.startswith("Multiplexing"))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MULTIPLEXING, "multiplexing"})
+
+
 if not TYPE_CHECKING:  # to which it would say that every name exists
 
-    def __getattr__(name: str) -> str:
-        """``__version__`` as ``socketserver`` has it, deprecated since Python 3.15."""
+    def __getattr__(name: str) -> object:
+        """What is imported late; and ``__version__``, deprecated since Python 3.15."""
+        if name in _MULTIPLEXING or name == "multiplexing":
+            import fastsock.multiplexing  # from now on an attribute of the package
+
+            module = sys.modules["fastsock.multiplexing"]
+            return module if name == "multiplexing" else getattr(module, name)
         if name == "__version__":
             if sys.version_info >= (3, 15):
                 warnings.warn(

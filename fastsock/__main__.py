@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int | str | None:
     commands.add_parser(
         "run",
         help="run a program with fastsock in the place of socketserver",
-        usage="python -m fastsock run [-m] target [args ...]",
+        usage="python -m fastsock run [--multiplex] [-m] target [args ...]",
     )
     commands.add_parser(
         "bench",

@@ -30,6 +30,7 @@ cdef class Control:
     cdef public object watched  # polled too, or None
     cdef public object on_watched
     cdef public object before_sleep  # to be called by the loop, or None
+    cdef public object adopt  # to be called with each request before the hooks, or None
     cdef unsigned long taking  # the leader's thread while it takes a request, or 0
     cdef int singly  # calls of handle_request() under way
     cdef object own_socket  # a weak reference to what this process has bound, or None

@@ -15,6 +15,7 @@ class Control:
     watched: _HasFileno | None
     on_watched: Callable[[Any], bool] | None
     before_sleep: Callable[[Any], None] | None
+    adopt: Callable[[Any], object] | None
     @property
     def accept_errors(self) -> dict[int, int]: ...
     @property

@@ -428,6 +428,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     control.took_one()
 
     try:
+        if control.adopt is not None:
+            control.adopt(request)
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):

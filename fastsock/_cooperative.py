@@ -26,11 +26,13 @@ from fastsock._sync import Event
 from fastsock._tasks import Task
 from fastsock._types import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or sys.version_info < (3, 12):
     from typing import ParamSpec, TypeVar
+else:  # they are there without typing, which is as large as all that is imported here
+    from _typing import ParamSpec, TypeVar
 
-    _P = ParamSpec("_P")
-    _T = TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _sync.ask(_hubs.of_caller)
 
@@ -43,6 +45,8 @@ _DEFAULT: Any = vars(socket)["_GLOBAL_DEFAULT_TIMEOUT"]
 
 def sleep(seconds: float) -> None:
     """Do nothing for so many seconds; 0: let the others run that are ready, once.
+
+    (As ``time.sleep``.)
 
     Raises:
         ValueError: seconds is negative.
@@ -244,6 +248,13 @@ def to_thread(function: Callable[_P, _T], /, *args: _P.args, **keywords: _P.kwar
     handler is unwound meanwhile the call goes on, and what comes of it is dropped. Where there are
     no others to run meanwhile, the caller's own thread makes the call.
 
+    At a time as many calls run as there are processors, and four more, but at most 32; further ones
+    wait, unless none has begun for 0.1 seconds.
+
+    Args:
+        function: what to call. What it uses of this module blocks there.
+        args, keywords: its arguments.
+
     Raises:
         RuntimeError: no thread could be started.
         BaseException: what the function raises.
@@ -275,6 +286,11 @@ class Spawned:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended; return False if it has not within timeout seconds.
+
+        (As ``threading.Thread.join``, which returns None.)
+
+        Args:
+            timeout: seconds; None: no limit.
 
         Raises:
             RuntimeError: it would wait for itself.
@@ -337,6 +353,13 @@ def spawn(function: Callable[_P, object], /, *args: _P.args, **keywords: _P.kwar
     Where handlers are tasks it is one more of the server's, which waits for it at its end, or
     unwinds it, as it does with handlers. Elsewhere it is a ``threading.Thread``, a daemon if the
     caller's is one. An exception that leaves the function goes to ``threading.excepthook``.
+
+    Args:
+        function: what to call. What it returns is dropped.
+        args, keywords: its arguments.
+
+    Returns:
+        What can be asked whether it has ended, and waited for.
 
     Raises:
         RuntimeError: no thread could be started.

@@ -86,6 +86,8 @@ cdef class Hub(Descriptors):
             slot.ended = True
         if events & ~(<unsigned int> _sys.EPOLLOUT):
             slot.readable = True
+        if events & _sys.EPOLLPRI:
+            slot.marked = True
         task = slot.writer
         if task is not None and events & (_sys.EPOLLOUT | _sys.EPOLLHUP | _sys.EPOLLERR):
             slot.writer = None
@@ -100,8 +102,6 @@ cdef class Hub(Descriptors):
         if task.target == self.incoming and self.borrower is not None:
             self.borrower.give_back()
             self.borrower = None
-        if events & _sys.EPOLLPRI:
-            slot.marked = True
         count = slot.receive(slot.descriptor, task.target, task.size, 0)
         task.error = 0
         if count < 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import socket
 import sys
 import threading
 import weakref
@@ -68,6 +69,12 @@ def here() -> Hub | None:
 def thread_has_one() -> bool:
     """Whether there may be tasks in this thread."""
     return getattr(_here, "hub", None) is not None
+
+
+def loop_runs_here() -> bool:
+    """Whether a loop in this thread runs tasks, so that one more may be left to it."""
+    hub: Hub | None = getattr(_here, "hub", None)
+    return hub is not None and hub.active and hub.is_mine()
 
 
 def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool] | None:
@@ -174,8 +181,7 @@ class Tasks:
         except BaseException as error:
             if raised_by_signal_handler(error):
                 raise
-            if not isinstance(error, SystemExit):  # which ends the task only, as it ends a thread
-                report()
+            report()  # of SystemExit, too, as of a thread's: the default hook says nothing then
         finally:
             if hub.thread == 0:  # it has forked, and this is the child: the thread ends with it
                 _end_child()
@@ -294,6 +300,8 @@ def _log(message: str, *values: object) -> None:
 
 def _held(about: Any, seconds: float) -> None:
     """The hub's call when a task has given up the thread that it held for too long."""
+    if seconds < getattr(about, "threshold", 0):
+        return
     _log("%s has held the loop for %.2f s, in which no other could run", describe(about), seconds)
 
 
@@ -361,10 +369,29 @@ class Serving:
         if not is_main(self._hub):
             raise RuntimeError("a multiplexing server cannot be served by a handler of one")
         self._hub.active = True
+        self._hub.set_threshold(min(server.slow_handler_threshold for server in self._servers))
+        self._mute_listeners()
         self._watch = Watch(self._hub)
         return self._hub
 
+    def _mute_listeners(self) -> None:
+        """Where other processes accept from the same listener, one that is too late must not block.
+
+        The loop would, and all handlers with it. There is no flag for one accept(2).
+        """
+        self._muted: list[tuple[socket.socket, int]] = []
+        for server in self._servers:
+            listener = getattr(server, "socket", None)
+            if not isinstance(listener, socket.socket) or (descriptor := listener.fileno()) < 0:
+                continue
+            if listener.type != socket.SOCK_DGRAM and os.get_blocking(descriptor):
+                os.set_blocking(descriptor, False)
+                self._muted.append((listener, descriptor))
+
     def __exit__(self, kind: Any, *exception: object) -> None:
+        for listener, descriptor in self._muted:
+            if listener.fileno() == descriptor and listener.gettimeout() is None:
+                os.set_blocking(descriptor, True)
         try:
             if kind is None:
                 for server in self._servers:

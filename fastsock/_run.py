@@ -1,4 +1,4 @@
-"""``python -m fastsock run [-m] target [args ...]``: like python, with socketserver replaced."""
+"""``python -m fastsock run [--multiplex] [-m] target ...``: python, with socketserver replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from fastsock import _replace
 
-_USAGE = "usage: python -m fastsock run [-m] target [args ...]"
+_USAGE = "usage: python -m fastsock run [--multiplex] [-m] target [args ...]"
 
 
 class _CannotRunError(Exception):
@@ -24,8 +24,12 @@ class _CannotRunError(Exception):
 def main(arguments: list[str]) -> int | str | None:
     """Run the program in this process as ``__main__``; return the exit status.
 
-    A file or module that doesn't exist is one line on standard error and status 2.
+    A file or module that doesn't exist is one line on standard error and status 2, and so is
+    --multiplex without greenlet.
     """
+    multiplex = arguments[:1] == ["--multiplex"]
+    if multiplex:
+        arguments = arguments[1:]
     as_module = arguments[:1] == ["-m"]
     if as_module:
         arguments = arguments[1:]
@@ -35,7 +39,13 @@ def main(arguments: list[str]) -> int | str | None:
     if not arguments or (not as_module and arguments[0].startswith("-")):
         print(_USAGE, file=sys.stderr)
         return 2
-    _replace.install()
+    try:
+        _replace.install(multiplex=multiplex)
+    except ImportError as error:
+        if error.name != "greenlet":
+            raise
+        print(f"{sys.executable or 'python'}: {error}", file=sys.stderr)
+        return 2
     try:
         target = arguments[0]
         code, names = _load_module(target) if as_module else _load_path(target)

@@ -198,7 +198,10 @@ class BaseServer:
                 timeout = by_socket
             elif by_socket is not None:
                 timeout = min(by_socket, timeout)
-        handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, _waiter())
+        wait = _waiter()
+        if wait is None and hasattr(type(self), "_fastsock_waiting"):
+            wait = self._fastsock_waiting()
+        handled, result = _core.handle_one(self, _control_of(self), _DEFAULTS, timeout, wait)
         if not handled:
             return self.handle_timeout()
         return result  # type: ignore[no-any-return]
@@ -540,14 +543,19 @@ def _run_loop(servers: list[Any], poll_interval: float | None, hub: Hub | None) 
         for server in servers:
             server._BaseServer__is_shut_down.clear()
             flag = getattr(type(server), "_BaseServer__shutdown_request", None)
-            loop.add(server, _control_of(server), _loop_ended, flag is not _FLAG)
+            control = _control_of(server)
+            if hub is not None and hasattr(type(server), "_fastsock_serving"):
+                control.adopt = server._fastsock_adopting(hub)
+            loop.add(server, control, _loop_ended, flag is not _FLAG)
         loop.run()
     finally:
         loop.close()
 
 
 def _loop_ended(server: Any) -> None:
-    _control_of(server).stop = False
+    control = _control_of(server)
+    control.stop = False
+    control.adopt = None
     server._BaseServer__shutdown_request = False
     server._BaseServer__is_shut_down.set()
 

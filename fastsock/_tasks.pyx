@@ -415,6 +415,7 @@ cdef class Scheduler(Waiter):
             self.drop_timer(task)
             self.refuses(task)
             Py_INCREF(task)  # its end would raise GreenletExit once more
+            self.enqueue(self.main)  # which may wait for its end
             while True:
                 self.pass_on(task)
         raise self.exit_class

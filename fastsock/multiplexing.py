@@ -1,19 +1,27 @@
 """Many ordinary handlers in one thread: MultiplexingMixIn, and what its handlers may call.
 
 A request runs in a greenlet of the thread of ``serve_forever()``. Its connection, rfile and wfile
-wait by letting other requests run. So do the functions of this module; called anywhere else they
-simply block, so that the same handler runs under ThreadingMixIn.
+wait by letting other requests run. So do the functions and classes of this module; used anywhere
+else they simply block, so that the same handler runs under ThreadingMixIn.
+
+Everything else that blocks (sockets that a handler makes itself, ``time.sleep()``, ``subprocess``,
+the primitives of ``threading``) keeps all others from running, which is reported to the logger
+``fastsock``. ``to_thread()`` is for that. (Nothing here is in the standard library's socketserver.)
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from fastsock import _hubs, _tls
 from fastsock._connection import Connection
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
+from fastsock._hub import Hub
 from fastsock._hubs import Tasks
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
-from fastsock._types import Any, RequestType, RetAddress
+from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
 
 __all__ = [
     "Event",
@@ -55,6 +63,12 @@ class _Request:
         name = getattr(handler, "__qualname__", None) or repr(handler)
         return f"{name} for {self.client_address!r}"
 
+    @property
+    def threshold(self) -> float:
+        """Seconds; what is shorter is not reported."""
+        threshold: float = self.server.slow_handler_threshold
+        return threshold
+
 
 def _is_doomed(server: Any) -> bool:
     tasks: Tasks = vars(server)["_fastsock_tasks"]
@@ -64,28 +78,37 @@ def _is_doomed(server: Any) -> bool:
 class MultiplexingMixIn:
     """Handle each request in a greenlet of its own, all of them in the thread of the loop.
 
-    Needs greenlet (``pip install 'fastsock[multiplex]'``). (Not in the standard library.)
+    Stands before the server class, as ThreadingMixIn does, and needs greenlet: ``pip install
+    'fastsock[multiplex]'``. ``shutdown()`` returns when nothing is accepted any more;
+    ``serve_forever()`` when the handlers have ended. It raises RuntimeError if it is called by a
+    handler of such a server.
+
+    To unwind a handler is to raise ``greenlet.GreenletExit`` (no Exception) where it waits, so that
+    its ``finally`` and ``finish()`` run.
 
     Attributes:
         daemon_threads: handlers that still run are unwound when ``serve_forever()`` ends, instead
             of being waited for.
         block_on_close: if false, they are unwound too.
         slow_handler_threshold: seconds; a handler that has not let others run for longer is
-            reported to the logger ``fastsock``.
+            reported to the logger ``fastsock``. Read when ``serve_forever()`` begins; of several
+            servers in one thread, the last one's.
     """
 
     daemon_threads: bool = False
     block_on_close: bool = True
     slow_handler_threshold: float = 0.1
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        """As of the server class that it is mixed into.
+    if not TYPE_CHECKING:  # to which the arguments are those of the server class
 
-        Raises:
-            ImportError: greenlet is not installed.
-        """
-        _hubs.check()
-        super().__init__(*args, **keywords)
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            """As of the server class that it is mixed into.
+
+            Raises:
+                ImportError: greenlet is not installed.
+            """
+            _hubs.check()
+            super().__init__(*args, **keywords)
 
     def process_request_thread(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish one request and shut it down, in its greenlet. May be overridden."""
@@ -99,28 +122,58 @@ class MultiplexingMixIn:
             self.shutdown_request(request)  # type: ignore[attr-defined]
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
-        """Start a greenlet for the request."""
+        """Start a greenlet for the request. It runs as soon as the loop waits.
+
+        Raises:
+            ImportError: greenlet is not installed, and the constructor was skipped.
+        """
         _tls.prepare()
         tasks = _tasks_of(self)
-        if type(request) is Connection:
-            tasks.hub.adopt(request)
+        _adopt(tasks.hub, request)
         about = _Request(self, request, client_address)
         tasks.start(about.run, about)
 
     def handle_request(self) -> None:
-        """As of every server; what the handlers do until they wait for something is done then."""
+        """Take a request, and run its handler until that waits for something.
+
+        It goes on while the next call waits for a request, and in ``serve_forever()`` and
+        ``server_close()``.
+        """
         super().handle_request()  # type: ignore[misc]
         tasks: Tasks | None = vars(self).get("_fastsock_tasks")
-        if tasks is None:
+        if tasks is None or tasks.hub.closed:  # no handler has been left behind
             return
         if _hubs.is_main(tasks.hub):
             tasks.hub.turn()
             _hubs.release(tasks.hub)
 
     def server_close(self) -> None:
-        """Close, then wait for the handlers as ``serve_forever()`` does."""
+        """Close, then wait for the handlers that are left, or unwind them, as ``serve_forever()``.
+
+        From any thread. In that of the handlers, if its loop does not run any more, they run now.
+        """
         super().server_close()  # type: ignore[misc]
         _end(self)
+
+    def _fastsock_waiting(self) -> Callable[[list[int], int], list[int]] | None:
+        """How handle_request() waits: with the handlers of earlier requests, if there are any."""
+        tasks: Tasks | None = vars(self).get("_fastsock_tasks")
+        if tasks is None or not tasks.hub.alive or not _hubs.is_main(tasks.hub):
+            return None
+        hub = tasks.hub
+
+        def wait(descriptors: list[int], milliseconds: int) -> list[int]:
+            seconds = None if milliseconds < 0 else milliseconds / 1000
+            if not descriptors:
+                Event().wait(seconds)
+                return []
+            return descriptors if hub.wait_in_main(descriptors[0], True, False, seconds) else []
+
+        return wait
+
+    def _fastsock_adopting(self, hub: Hub) -> Callable[[Any], object]:
+        """What is to be called with a request before the hooks, which may wait for it."""
+        return functools.partial(_adopt, hub)
 
     def _fastsock_serving(self, servers: list[Any]) -> _hubs.Serving:
         """The context in which a loop serves these servers."""
@@ -128,23 +181,33 @@ class MultiplexingMixIn:
         return _hubs.Serving(servers, [_tasks_of(server) for server in servers], _end)
 
 
+def _adopt(hub: Hub, request: Any) -> None:
+    """Have the calls on a request's socket wait by the hub."""
+    if type(request) is Connection:
+        hub.adopt(request)
+
+
 def _tasks_of(server: Any) -> Tasks:
     attributes = vars(server)
     tasks: Tasks | None = attributes.get("_fastsock_tasks")
-    if tasks is None or tasks.hub.closed or not (tasks.running or tasks.hub.is_mine()):
+    # Another thread's, if a loop is run there: process_request() may be called in any.
+    if tasks is None or tasks.hub.closed or not (tasks.hub.is_mine() or tasks.hub.active):
+        if tasks is not None and tasks.running:  # in a thread whose loop an exception has ended
+            attributes.setdefault("_fastsock_left", []).append(tasks)
         tasks = attributes["_fastsock_tasks"] = Tasks(_hubs.of_thread())
         tasks.hub.set_threshold(server.slow_handler_threshold)
     return tasks
 
 
 def _end(server: Any) -> None:
-    tasks: Tasks | None = vars(server).get("_fastsock_tasks")
-    if tasks is not None and tasks.running:
-        if server.daemon_threads or not server.block_on_close:
-            tasks.kill()
-        tasks.join()
-    elif tasks is not None:
-        _hubs.release(tasks.hub)
+    attributes = vars(server)
+    for tasks in (attributes.get("_fastsock_tasks"), *attributes.get("_fastsock_left", ())):
+        if tasks is not None and tasks.running:
+            if server.daemon_threads or not server.block_on_close:
+                tasks.kill()
+            tasks.join()
+        elif tasks is not None:
+            _hubs.release(tasks.hub)
 
 
 class MultiplexingTCPServer(MultiplexingMixIn, TCPServer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import importlib.util
 import os
 import shutil
 import signal
@@ -18,10 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import selection
 import support
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_IMPLEMENTATIONS = "stdlib,fastsock"
+DEFAULT_IMPLEMENTATIONS = "stdlib,fastsock,multiplex"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--impl",
         default=DEFAULT_IMPLEMENTATIONS,
-        help="comma-separated implementations: stdlib, fastsock, or a copy of socketserver.py",
+        help="comma-separated implementations: stdlib, fastsock, multiplex (fastsock, Multiplexing "
+        "for Threading; only tests that have such a server), or a copy of socketserver.py",
     )
     group.addoption(
         "--fastsock-dir", help="import fastsock from this package folder (a mutated copy)"
@@ -50,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "fastsock_only(reason): a deliberate difference from the standard library",
         "stdlib_since(major, minor): not in the standard library of an older Python",
+        "about_threads(reason): not so where each handler is a greenlet",
     ):
         config.addinivalue_line("markers", line)
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
@@ -85,6 +89,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("ss", names, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = selection.without_needless(items, "multiplex")
+
+
 @pytest.fixture
 def ss(request: pytest.FixtureRequest) -> ModuleType:
     """The implementation of socketserver under test."""
@@ -95,6 +103,11 @@ def ss(request: pytest.FixtureRequest) -> ModuleType:
             pytest.skip(f"deliberate difference: {reason}")
         for mark in request.node.iter_markers("stdlib_since"):
             support.requires(module, mark.args, request.node.name)
+    if support.multiplexes(module):
+        if importlib.util.find_spec("greenlet") is None:
+            pytest.skip("NO MULTIPLEXING: greenlet is not installed")
+        for mark in request.node.iter_markers("about_threads"):
+            pytest.skip(f"about threads: {' '.join(mark.args)}")
     return module
 
 

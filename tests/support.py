@@ -72,6 +72,21 @@ def is_fastsock(ss: ModuleType) -> bool:
     return SPECS[ss.__name__] in ("fastsock", "multiplex")
 
 
+def multiplexes(ss: ModuleType) -> bool:
+    """Are its Threading servers multiplexing ones?"""
+    return SPECS[ss.__name__] == "multiplex"
+
+
+def event(ss: ModuleType) -> Any:
+    """An Event that a handler can wait for, and any thread can set."""
+    if multiplexes(ss):
+        return importlib.import_module("fastsock.multiplexing").Event()
+    return threading.Event()
+
+
+about_threads = pytest.mark.about_threads  # (reason): not so where each handler is a greenlet
+
+
 def requires(ss: ModuleType, version: tuple[int, int], what: str) -> None:
     """Skip where `ss` is a standard library older than `version`; fastsock has it everywhere."""
     if not is_fastsock(ss) and sys.version_info < version:

@@ -100,7 +100,7 @@ BENCH: dict[str, set[str]] = {
         "bench._load_datagrams",
     },
     "bench._scenarios": {"bench._results"},
-    "bench._serve": {"__init__", "multiplexing"},
+    "bench._serve": {"__init__"},
     "bench._client": {"bench._load"},
     "bench._machine": {"__init__", "bench._results", "bench._scenarios"},
     "bench._measure": {"bench._machine", "bench._results", "bench._scenarios"},
@@ -189,7 +189,8 @@ LAYERS: dict[str, set[str]] = {
         "_tls",
         "_types",
     },
-    "_replace": {"_servers", "_mixins", "_handlers", "_hubs", "multiplexing"},
+    "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
+    "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -202,6 +203,7 @@ LAYERS: dict[str, set[str]] = {
         "_servers",
         "_mixins",
         "_replace",
+        "multiplexing",
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:
     "_demo": {"__init__"},
@@ -211,6 +213,7 @@ LAYERS: dict[str, set[str]] = {
 # What is imported where the installed package has no dependency on it:
 EXTRAS = {
     "_hubs": {"greenlet"},
+    "_cooperative": {"_typing"},  # of Python 3.12 and later, not yet in the list of 3.10
     "bench._report": {"rich"},
     "bench._progress": {"rich"},
     "bench._compare": {"rich"},

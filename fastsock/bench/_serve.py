@@ -60,28 +60,15 @@ def teller() -> Callable[[int], None]:
     return tell
 
 
-def install(multiplex: bool) -> None:
-    """``import socketserver`` means fastsock from now on."""
-    import fastsock
-
-    fastsock.install()
-    if multiplex:
-        from fastsock import multiplexing
-
-        module = ModuleType("socketserver")
-        vars(module).update(vars(fastsock))
-        for name in ("MixIn", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"):
-            vars(module)[f"Threading{name}"] = getattr(multiplexing, f"Multiplexing{name}")
-        sys.modules["socketserver"] = module
-
-
 def serve_scenario(
     path: str, implementation: str, address: Any, backlog: int, tell: Callable[[int], None]
 ) -> None:
     """The standard library's classes, or ours in their place."""
     if implementation.startswith("fastsock"):
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-        install(multiplex=implementation.endswith("multiplexing"))
+        import fastsock
+
+        fastsock.install(multiplex=implementation.endswith("multiplexing"))
     scenario = load(path)
     if backlog:
         scenario.Server.request_queue_size = backlog

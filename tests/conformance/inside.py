@@ -1,4 +1,4 @@
-"""Functions that are called in the thread of a request."""
+"""Functions that are called in the thread of a request, or in its greenlet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from support import TIMEOUT, connect, is_fastsock, new
+from support import TIMEOUT, connect, is_fastsock, multiplexes, new
 
 
 class Call:
@@ -31,12 +31,16 @@ class Call:
 
     def result(self) -> Any:
         assert self.begun.wait(TIMEOUT)
-        self.thread.join(TIMEOUT)
-        assert not self.thread.is_alive()
+        self.join()
         error, self.error = self.error, None
         if error is not None:
             raise error
         return self.value
+
+    def join(self) -> None:
+        if self.thread is not threading.current_thread():  # else it was a greenlet of ours
+            self.thread.join(TIMEOUT)
+            assert not self.thread.is_alive()
 
 
 class Inside:
@@ -44,6 +48,7 @@ class Inside:
 
     def __init__(self, ss: ModuleType, make: Callable[..., Any]) -> None:
         self.reuses = is_fastsock(ss)
+        self.multiplexes = multiplexes(ss)
         self.next: list[Call] = []
         handler = new("Handler", ss.BaseRequestHandler, handle=lambda handler: self._take().run())
         self.server = make(ss.ThreadingTCPServer, handler)

@@ -28,7 +28,17 @@ from datagrams import (
     serve,
     serve_until,
 )
-from support import ESCAPED, TIMEOUT, Background, connect, new, serving, wait_until
+from support import (
+    ESCAPED,
+    TIMEOUT,
+    Background,
+    about_threads,
+    connect,
+    event,
+    new,
+    serving,
+    wait_until,
+)
 
 
 def readable(server: Any) -> bool:
@@ -238,11 +248,13 @@ def test_many_short_runs(ss: ModuleType, kind: DatagramKind, make: Make) -> None
 # --- threads
 
 
+@about_threads("its handlers wait for each other in a threading.Barrier")
 @datagrams("UDP", "UnixDatagram", flavours=("Threading",))
 def test_handlers_wait_for_each_other(ss: ModuleType, kind: DatagramKind, make: Make) -> None:
     run_together(ss, kind, make, 8)
 
 
+@about_threads("its handlers wait for each other in a threading.Barrier")
 @datagrams("UDP", flavours=("Threading",))
 def test_very_many_handlers_wait_for_each_other(
     ss: ModuleType, kind: DatagramKind, make: Make
@@ -270,7 +282,7 @@ def run_together(ss: ModuleType, kind: DatagramKind, make: Make, count: int) -> 
 @datagrams("UDP", "UnixDatagram", flavours=("Threading",))
 def test_a_handler_that_blocks(ss: ModuleType, kind: DatagramKind, make: Make) -> None:
     """It does not keep the others waiting."""
-    go_on = threading.Event()
+    go_on = event(ss)
 
     def handle(self: Any) -> None:
         if self.packet == b"0":
@@ -288,6 +300,7 @@ def test_a_handler_that_blocks(ss: ModuleType, kind: DatagramKind, make: Make) -
             assert client.recv(100) == b"0"
 
 
+@about_threads("max_threads")
 @datagrams("UDP", flavours=("Threading",))
 @pytest.mark.parametrize("waiting_together", [3, 1])
 @pytest.mark.fastsock_only(reason="max_threads is not in the standard library")

@@ -14,7 +14,17 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
-from support import TIMEOUT, Background, connect, is_fastsock, receive, serving, upper, wait_until
+from support import (
+    TIMEOUT,
+    Background,
+    about_threads,
+    connect,
+    is_fastsock,
+    receive,
+    serving,
+    upper,
+    wait_until,
+)
 
 Make = Callable[..., Any]
 
@@ -48,6 +58,7 @@ def test_a_reset_is_no_end_of_stream(ss: ModuleType, make: Make, count: int) -> 
     assert seen == [count, "reset"]
 
 
+@about_threads("joining a thread")
 def test_a_thread_that_the_loop_has_not_woken_yet_can_be_joined(ss: ModuleType, make: Make) -> None:
     """From the loop's own thread, between a request and the next poll."""
     server = make(ss.ThreadingTCPServer, upper(ss.StreamRequestHandler))
@@ -91,6 +102,7 @@ def test_a_copy_has_a_stop_flag_of_its_own(ss: ModuleType, make: Make) -> None:
         other.server_close()
 
 
+@about_threads("thread names")
 def test_the_name_of_a_thread_whose_target_has_none(ss: ModuleType, make: Make) -> None:
     names: list[str] = []
 
@@ -106,6 +118,7 @@ def test_the_name_of_a_thread_whose_target_has_none(ss: ModuleType, make: Make) 
     assert name.startswith("Thread-") and "(" not in name
 
 
+@about_threads("its handlers wait for each other in a threading.Barrier")
 @pytest.mark.parametrize("limit", [0, -1, "8"])
 def test_an_attribute_of_the_program(ss: ModuleType, make: Make, limit: Any) -> None:
     """max_threads is fastsock's own name: a program's may mean something else."""

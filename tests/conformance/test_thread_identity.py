@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from inside import Inside
-from support import TIMEOUT, WORKER_NAME, Background, connect, wait_until
+from support import TIMEOUT, WORKER_NAME, Background, about_threads, connect, wait_until
 
 Make = Callable[..., Any]
 
@@ -38,6 +38,7 @@ def held(inside: Inside) -> Any:
     call.result()
 
 
+@about_threads("reused threads")
 @pytest.mark.fastsock_only(reason="the standard library starts a thread for each request")
 def test_threads_are_reused(ss: ModuleType, inside: Inside) -> None:
     """The others here would prove nothing without it."""
@@ -142,7 +143,18 @@ LEFT: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", LEFT)
+OF_THE_CONTEXT = ("ContextVar", "context", "decimal")  # a request has one of its own
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        name
+        if name in OF_THE_CONTEXT
+        else pytest.param(name, marks=about_threads("left in the thread that handlers share"))
+        for name in LEFT
+    ],
+)
 def test_left_behind(inside: Inside, what: str) -> None:
     leave, look = LEFT[what]
     expected = Background(look).result()
@@ -163,6 +175,7 @@ def test_left_behind(inside: Inside, what: str) -> None:
         inside(check)
 
 
+@about_threads("asyncio's current loop is a threading.local")
 @pytest.mark.filterwarnings("ignore:.*asyncio.*:DeprecationWarning")
 def test_event_loop_left_behind(inside: Inside) -> None:
     loop = asyncio.new_event_loop()
@@ -177,7 +190,7 @@ def test_exception_left_behind(inside: Inside) -> None:
             leave_exception()
         raise RuntimeError("of the handler")  # kept by the Call, with its frames
 
-    inside.start(first).thread.join(TIMEOUT)
+    inside.start(first).join()
     assert inside.after(lambda: None, lambda: (*sys.exc_info(), *context_of_error())) == (
         *(None, None, None),
         *(KeyError, None, None),
@@ -185,17 +198,19 @@ def test_exception_left_behind(inside: Inside) -> None:
 
 
 def test_values_of_the_serving_thread(inside: Inside) -> None:
-    """A new thread begins with an empty context, and no local of anybody."""
+    """A new thread or greenlet begins with an empty context, a thread with no local of anybody."""
     token = VARIABLE.set("server")
     LOCAL.value = "server"
+    local = vars(LOCAL).copy() if inside.multiplexes else {}
     try:
         for _ in range(3):
-            assert inside(lambda: (VARIABLE.get("unset"), vars(LOCAL).copy())) == ("unset", {})
+            assert inside(lambda: (VARIABLE.get("unset"), vars(LOCAL).copy())) == ("unset", local)
     finally:
         del LOCAL.value
         VARIABLE.reset(token)
 
 
+@about_threads("threading.local is shared")
 def test_local_class_is_made_anew(inside: Inside) -> None:
     made = []
 
@@ -236,6 +251,7 @@ class Finalized:
         self.function()
 
 
+@about_threads("threading.local is shared")
 def test_local_is_finalized_with_the_request(inside: Inside) -> None:
     """In its thread, when threading does not know that any more, before join() returns."""
     local = threading.local()
@@ -254,6 +270,7 @@ def test_local_is_finalized_with_the_request(inside: Inside) -> None:
         assert seen == []
 
 
+@about_threads("threading.local is shared")
 @pytest.mark.parametrize("times", [1, 3, 50])
 def test_finalizer_fills_the_local_again(inside: Inside, times: int) -> None:
     local = threading.local()
@@ -272,6 +289,7 @@ def test_finalizer_fills_the_local_again(inside: Inside, times: int) -> None:
     left[0] = 0
 
 
+@about_threads("threading.local is shared")
 def test_finalizer_asks_for_the_thread(inside: Inside) -> None:
     """threading makes it a dummy then; the next request's is its own."""
     local = threading.local()
@@ -289,6 +307,7 @@ def test_finalizer_asks_for_the_thread(inside: Inside) -> None:
             threading._active.pop(dummy.ident, None)  # type: ignore[attr-defined]
 
 
+@about_threads("threading.local is shared")
 def test_finalizer_raises(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: seen.append(args.exc_type))
@@ -310,6 +329,7 @@ class Stop(BaseException):
     pass
 
 
+@about_threads("the thread of a request outlives it")
 def test_exception_raised_in_a_thread_that_has_ended(inside: Inside) -> None:
     """PyThreadState_SetAsyncExc() comes too late: the next request is not the one meant."""
     for _ in range(10):
@@ -320,6 +340,7 @@ def test_exception_raised_in_a_thread_that_has_ended(inside: Inside) -> None:
         assert inside(lambda: sum(range(100))) == 4950
 
 
+@about_threads("trace functions are the serving thread's")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12")
 @pytest.mark.parametrize("what", ["trace", "profile"])
 def test_hook_set_in_all_threads(inside: Inside, what: str) -> None:
@@ -332,6 +353,7 @@ def test_hook_set_in_all_threads(inside: Inside, what: str) -> None:
     assert inside(get) is None
 
 
+@about_threads("trace functions are the serving thread's")
 @pytest.mark.parametrize("what", ["trace", "profile"])
 def test_hook_of_threading(inside: Inside, what: str) -> None:
     """threading.settrace() and setprofile() hold for every request that begins afterwards."""
@@ -400,6 +422,7 @@ def test_recursion(inside: Inside) -> None:
     assert len({inside(deepest) for _ in range(10)}) == 1
 
 
+@about_threads("the stack is the serving thread's")
 def test_stack_size(inside: Inside) -> None:
     """threading.stack_size() holds for every request that begins afterwards."""
 
@@ -421,6 +444,7 @@ def test_stack_size(inside: Inside) -> None:
         threading.stack_size(before)
 
 
+@about_threads("thread names")
 def test_name_of_the_os(inside: Inside) -> None:
     """Since 3.14 a thread has its name there, too."""
 
@@ -436,6 +460,7 @@ def test_name_of_the_os(inside: Inside) -> None:
         assert comm == (name.encode()[:15].decode() if sys.version_info >= (3, 14) else of_process)
 
 
+@about_threads("thread ids")
 def test_ids(inside: Inside) -> None:
     for _ in range(3):
         call = inside.start(lambda: (threading.get_ident(), threading.get_native_id(), os.getpid()))
@@ -444,6 +469,7 @@ def test_ids(inside: Inside) -> None:
         assert native_id != pid
 
 
+@about_threads("the repr of a thread")
 def test_repr(inside: Inside, held: Any) -> None:
     call, go_on = held
     name = rf"<\w*Thread\({WORKER_NAME.pattern}"
@@ -456,6 +482,7 @@ def test_repr(inside: Inside, held: Any) -> None:
     assert re.fullmatch(rf"{name}, started daemon {shown[1]}\)>", shown[0])
 
 
+@about_threads("thread names")
 def test_names_are_new(inside: Inside) -> None:
     names = [inside(lambda: threading.current_thread().name) for _ in range(5)]
     assert len(set(names)) == 5
@@ -466,6 +493,7 @@ def test_names_are_new(inside: Inside) -> None:
     assert all(WORKER_NAME.fullmatch(name) for name in late)
 
 
+@about_threads("thread names")
 def test_named_after_the_method(ss: ModuleType, make: Make) -> None:
     names: list[str] = []
 

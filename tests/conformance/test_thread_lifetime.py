@@ -19,10 +19,12 @@ from support import (
     TIMEOUT,
     Background,
     FakeRequest,
+    about_threads,
     ask,
     connect,
     ended,
     handling,
+    multiplexes,
     new,
     serving,
     upper,
@@ -65,6 +67,7 @@ def tasks() -> set[str]:
 # --- as threading sees it
 
 
+@about_threads("what threading.enumerate() has")
 def test_known_to_threading(inside: Inside) -> None:
     before = threading.active_count()
     threads = set(threading.enumerate())
@@ -83,6 +86,7 @@ def test_known_to_threading(inside: Inside) -> None:
     assert list(inside.server._threads) == []
 
 
+@about_threads("what threading.enumerate() has")
 def test_known_when_process_request_returns(ss: ModuleType, make: Make) -> None:
     """As Thread.start() has it: the thread has begun, and threading knows it."""
     go_on = threading.Semaphore(0)
@@ -104,6 +108,7 @@ def test_known_when_process_request_returns(ss: ModuleType, make: Make) -> None:
         server._threads.reap()
 
 
+@about_threads("the daemon flag of a thread")
 def test_daemon(inside: Inside) -> None:
     """daemon_threads as it is when the request begins."""
     for daemon in (False, True, False, False, True, True, False):
@@ -114,6 +119,7 @@ def test_daemon(inside: Inside) -> None:
         assert (call.thread in inside.server._threads) is not daemon
 
 
+@about_threads("the daemon flag of a thread")
 def test_daemon_is_truthy(inside: Inside) -> None:
     inside.server.daemon_threads = 1
     call = inside.start(lambda: threading.current_thread())
@@ -121,6 +127,7 @@ def test_daemon_is_truthy(inside: Inside) -> None:
     assert call.thread not in inside.server._threads
 
 
+@about_threads("joining a thread")
 def test_join(held: Any) -> None:
     """Any number of others can wait, with and without a timeout."""
     call, go_on = held
@@ -141,6 +148,7 @@ def test_join(held: Any) -> None:
         thread.join(timeout)
 
 
+@about_threads("joining a thread")
 @pytest.mark.parametrize(("timeout", "error"), [(1e20, OverflowError), ("soon", TypeError)])
 def test_join_refuses(held: Any, timeout: Any, error: type[Exception]) -> None:
     """(Up to 3.12 the standard library takes the thread for ended after that.)"""
@@ -148,6 +156,7 @@ def test_join_refuses(held: Any, timeout: Any, error: type[Exception]) -> None:
         held[0].thread.join(timeout)
 
 
+@about_threads("joining a thread")
 def test_join_from_the_next_request(inside: Inside, held: Any) -> None:
     call, go_on = held
     joins = inside.start(lambda: (call.thread.join(TIMEOUT), call.thread.is_alive()))
@@ -162,6 +171,7 @@ def error_of(function: Callable[[], Any]) -> Any:
     return str(caught.value)
 
 
+@about_threads("what a thread refuses")
 def test_misuse(inside: Inside, held: Any) -> None:
     """RuntimeError, with the words of threading."""
 
@@ -199,13 +209,18 @@ def test_base_exception(inside: Inside, hooked: list[Any], ending: type[BaseExce
         raise ending
 
     for _ in range(3):
-        call = inside.start(end)
-        assert call.result() is None
-        assert hooked.pop() == (ending, call.thread)
+        if inside.multiplexes and ending is KeyboardInterrupt:  # it leaves the loop's thread
+            with pytest.raises(KeyboardInterrupt):
+                inside(end)
+        else:
+            call = inside.start(end)
+            assert call.result() is None
+            assert hooked.pop() == (ending, call.thread)
         assert hooked == []
         assert inside(lambda: (1, None)) == (1, None)
 
 
+@about_threads("the end of a thread")
 @pytest.mark.fastsock_only(reason="threads are reused")
 def test_thread_of_a_base_exception_ends(ss: ModuleType, inside: Inside, hooked: Any) -> None:
     def end() -> None:
@@ -255,8 +270,9 @@ def test_exception_in_handle_error(ss: ModuleType, make: Make, hooked: list[Any]
             assert ended(client)
             wait_until(lambda: hooked)
         assert hooked.pop() == (KeyError, threads[-1])
-        threads[-1].join(TIMEOUT)
-        assert not threads[-1].is_alive()
+        if not multiplexes(ss):
+            threads[-1].join(TIMEOUT)
+            assert not threads[-1].is_alive()
 
 
 @pytest.mark.parametrize("daemon", [False, True])
@@ -269,6 +285,10 @@ def test_dropped_at_once(ss: ModuleType, make: Make, daemon: bool) -> None:
         def handle(self) -> None:
             thread = threading.current_thread()
             thread.mine = mine = Own()  # type: ignore[attr-defined]
+            if multiplexes(ss):
+                del thread.mine  # type: ignore[attr-defined]
+                references[:] = map(weakref.ref, (self, self.request, mine))
+                return
             references[:] = map(weakref.ref, (self, self.request, thread, mine))
             joins.append(thread.join)
 
@@ -279,9 +299,10 @@ def test_dropped_at_once(ss: ModuleType, make: Make, daemon: bool) -> None:
             with connect(server) as client:
                 server.handle_request()
                 assert ended(client)
-            joins.pop()(TIMEOUT)
-            if not daemon:
-                server._threads.reap()
+            if not multiplexes(ss):
+                joins.pop()(TIMEOUT)
+                if not daemon:
+                    server._threads.reap()
             wait_until(lambda: not any(reference() for reference in references))
     finally:
         gc.enable()
@@ -304,7 +325,8 @@ def test_server_is_dropped(ss: ModuleType, close: bool) -> None:
                 server.handle_request()
                 assert ended(client)
             wait_until(lambda count=count: len(threads) == count)
-            threads[-1].join(TIMEOUT)
+            if not multiplexes(ss):
+                threads[-1].join(TIMEOUT)
         listener = server.socket
         if close:
             server.server_close()
@@ -337,7 +359,7 @@ def test_process_request_thread_overridden(ss: ModuleType, make: Make) -> None:
                 assert client.recv(10) == b"HELLO\n"
                 assert ended(client)
     assert [address for _, address in seen] == addresses
-    assert len({thread for thread, _ in seen}) == 5
+    assert len({thread for thread, _ in seen}) == (1 if multiplexes(ss) else 5)
 
 
 def test_own_pool(ss: ModuleType, make: Make) -> None:
@@ -363,6 +385,7 @@ def test_own_pool(ss: ModuleType, make: Make) -> None:
     assert len(names) == 10
 
 
+@about_threads("_threads: there are none to keep")
 def test_threads_of_the_program(ss: ModuleType, inside: Inside) -> None:
     """server_close() joins a Thread that a program has put into _threads."""
     inside(lambda: None)
@@ -378,6 +401,7 @@ def test_threads_of_the_program(ss: ModuleType, inside: Inside) -> None:
     assert not thread.is_alive()
 
 
+@about_threads("threads of the system; its handlers wait in a threading.Barrier")
 @pytest.mark.parametrize("wait", [False, True])
 def test_server_close_ends_the_threads(ss: ModuleType, make: Make, wait: bool) -> None:
     """The requests' and with them the system's, at once if block_on_close, else as they end."""
@@ -427,6 +451,7 @@ def test_server_close_ends_resting_threads(ss: ModuleType, make: Make) -> None:
     server.server_close()
 
 
+@about_threads("a thread that would join itself")
 def test_server_close_in_a_handler(inside: Inside) -> None:
     """Of a daemon; one that is not would join itself."""
     assert "join current" in inside(lambda: error_of(inside.server.server_close))
@@ -441,6 +466,7 @@ def test_server_close_in_a_daemon_handler(inside: Inside) -> None:
 # --- threading.Thread replaced
 
 
+@about_threads("no Thread is made")
 def test_thread_class_replaced(inside: Inside) -> None:
     """Requests run in what threading.Thread is at the time."""
     inside(lambda: None)
@@ -451,6 +477,7 @@ def test_thread_class_replaced(inside: Inside) -> None:
     assert isinstance(inside(threading.current_thread), threading.Thread)
 
 
+@about_threads("no Thread is made")
 @pytest.mark.parametrize("method", ["start", "run", "__init__", "_bootstrap_inner"])
 def test_thread_method_replaced(inside: Inside, method: str) -> None:
     original = getattr(threading.Thread, method)
@@ -473,6 +500,7 @@ def test_thread_method_replaced(inside: Inside, method: str) -> None:
 # --- options that fastsock adds
 
 
+@about_threads("reused threads")
 @pytest.mark.fastsock_only(reason="reuse_threads is not in the standard library")
 @pytest.mark.parametrize("where", ["subclass", "instance"])
 def test_reuse_threads_false(ss: ModuleType, inside: Inside, where: str) -> None:
@@ -485,6 +513,7 @@ def test_reuse_threads_false(ss: ModuleType, inside: Inside, where: str) -> None
         assert inside(lambda: type(threading.current_thread())) is threading.Thread
 
 
+@about_threads("reused threads")
 @pytest.mark.fastsock_only(reason="thread_idle_timeout is not in the standard library")
 @pytest.mark.parametrize("daemon", [False, True])
 def test_thread_idle_timeout(ss: ModuleType, inside: Inside, daemon: bool) -> None:
@@ -502,6 +531,7 @@ def test_thread_idle_timeout(ss: ModuleType, inside: Inside, daemon: bool) -> No
 # --- many
 
 
+@about_threads("its handlers wait for each other in a threading.Barrier")
 def test_burst(ss: ModuleType, make: Make) -> None:
     """Requests don't wait for each other: all of them run at the same time, again and again."""
     count = 200
@@ -523,10 +553,11 @@ def test_burst(ss: ModuleType, make: Make) -> None:
 @pytest.mark.parametrize("daemon", [False, True])
 def test_many_requests(ss: ModuleType, make: Make, daemon: bool) -> None:
     """Clients at the same time, requests one after another: each gets its own answer."""
-    local = threading.local()
+    of_thread = threading.local()
 
     def handle(self: Any) -> None:
-        assert not vars(local)
+        local = new("Own") if multiplexes(ss) else of_thread
+        assert multiplexes(ss) or not vars(local)
         local.line = self.rfile.readline()
         self.wfile.write(local.line.swapcase())
 

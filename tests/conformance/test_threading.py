@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import signal
 import sys
@@ -18,10 +19,13 @@ from support import (
     Background,
     FakeRequest,
     Trace,
+    about_threads,
     ask,
     connect,
     ended,
+    event,
     kinds,
+    multiplexes,
     new,
     receive,
     recording,
@@ -54,7 +58,7 @@ class Gate:
 
     def __init__(self, ss: ModuleType) -> None:
         self.begun = threading.Semaphore(0)
-        self.release = threading.Event()
+        self.release = event(ss)
         self.finished: list[str] = []
         self.threads: list[threading.Thread] = []
         self.handler = new("Handler", ss.BaseRequestHandler, handle=self.handle)
@@ -79,19 +83,29 @@ def gate(ss: ModuleType) -> Iterator[Gate]:
     yield gate
     gate.release.set()
     for thread in gate.threads:
-        thread.join(TIMEOUT)
+        if thread is not threading.current_thread():
+            thread.join(TIMEOUT)
 
 
 # --- exceptions
 
 
-def run(server: Any, kind: Any, trace: Trace) -> list[str]:
-    """One request; what its thread called, once the thread has ended."""
+def run(ss: ModuleType, server: Any, trace: Trace) -> list[str]:
+    """One request; what its thread or greenlet called, once that has ended."""
     trace.clear()
     with connect(server) as client:
         client.sendall(b"hello\n")
         server.handle_request()
-        server._threads.join()
+        if not multiplexes(ss):
+            server._threads.join()
+    return called_in_request(ss, trace)
+
+
+def called_in_request(ss: ModuleType, trace: Trace) -> list[str]:
+    if multiplexes(ss):
+        names = trace.names()
+        begun = "process_request_thread" in names
+        return names[names.index("process_request_thread") :] if begun else []
     return [event.name for event in trace.events() if WORKER_NAME.fullmatch(event.thread)]
 
 
@@ -108,7 +122,7 @@ def test_exception(
 ) -> None:
     """handle_error() in the thread and inside the exception, then the request is ended."""
     server = recorded(ss, kind, make, trace, **{step: ValueError("boom")})
-    called = run(server, kind, trace)
+    called = run(ss, server, trace)
     assert called[:2] == ["process_request_thread", "finish_request"]
     assert called[-3:] == ["handle_error", *END]
     assert ("finish" in called) == (step in ("handle", "finish"))
@@ -127,10 +141,18 @@ def test_ending(
     hooked: list[Any],
     ending: type[BaseException],
 ) -> None:
-    """Not for handle_error(): the request is ended, and threading.excepthook gets it."""
+    """Not for handle_error(): the request is ended, and threading.excepthook gets it.
+
+    Greenlets share the thread of the loop, which a KeyboardInterrupt leaves.
+    """
     server = recorded(ss, kind, make, trace, handle=ending("stop"))
-    called = run(server, kind, trace)
-    assert called[-3:] == ["finish", *END]
+    leaves = multiplexes(ss) and ending is KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt) if leaves else contextlib.nullcontext():
+        run(ss, server, trace)
+    assert called_in_request(ss, trace)[-3:] == ["finish", *END]
+    if leaves:
+        assert hooked == []
+        return
     ((kind_of_error, text, thread),) = hooked
     assert (kind_of_error, text) == (ending, "stop")
     assert thread == trace.named("handle")[0].thread
@@ -157,7 +179,7 @@ def test_exception_at_the_end(
 ) -> None:
     raising = {"handle": ValueError("boom"), where: KeyError("again")}
     server = recorded(ss, kind, make, trace, **raising)
-    called = run(server, kind, trace)
+    called = run(ss, server, trace)
     assert called[-len(expected) :] == expected
     assert [error[0] for error in hooked] == [KeyError]
     server.last_request = raising[where].__traceback__ = None
@@ -167,7 +189,7 @@ def test_exception_at_the_end(
 def test_exception_in_process_request(ss: ModuleType, kind: Any, make: Make, trace: Trace) -> None:
     """In the serving thread it is handled there."""
     server = recorded(ss, kind, make, trace, process_request=ValueError("boom"))
-    assert run(server, kind, trace) == []
+    assert run(ss, server, trace) == []
     assert trace.names()[:6] == [
         "get_request",
         "verify_request",
@@ -194,7 +216,7 @@ def test_handle_error_inside_the_exception(ss: ModuleType, make: Make, hooked: l
     wait_until(lambda: hooked)
     assert hooked == [(ValueError, "boom", seen[0][1])]
     assert seen[0][0] is ValueError
-    assert WORKER_NAME.fullmatch(seen[0][1])
+    assert multiplexes(ss) or WORKER_NAME.fullmatch(seen[0][1])
 
 
 # --- the thread
@@ -206,10 +228,12 @@ def test_concurrent(ss: ModuleType, make: Make, gate: Gate) -> None:
     clients = [connect(server) for _ in range(20)]
     with serving(server):
         gate.wait_begun(20)
-        assert len(set(gate.threads)) == 20
-        assert len({thread.name for thread in gate.threads}) == 20
-        assert all(WORKER_NAME.fullmatch(thread.name) for thread in gate.threads)
-        assert not any(thread.daemon for thread in gate.threads)
+        threads = 1 if multiplexes(ss) else 20
+        assert len(set(gate.threads)) == threads
+        assert len({thread.name for thread in gate.threads}) == threads
+        if not multiplexes(ss):
+            assert all(WORKER_NAME.fullmatch(thread.name) for thread in gate.threads)
+            assert not any(thread.daemon for thread in gate.threads)
         assert set(gate.threads) <= set(threading.enumerate())
         gate.release.set()
         assert all(ended(client) for client in clients)
@@ -218,6 +242,7 @@ def test_concurrent(ss: ModuleType, make: Make, gate: Gate) -> None:
     assert len(gate.finished) == 20
 
 
+@about_threads("threading.local, signal mask, trace functions are the serving thread's")
 def test_thread_is_as_new(ss: ModuleType, make: Make) -> None:
     """Whether threads are reused or not, a request sees nothing of an earlier one."""
     local = threading.local()
@@ -262,6 +287,7 @@ def test_thread_is_as_new(ss: ModuleType, make: Make) -> None:
     assert numbers == sorted(numbers)
 
 
+@about_threads("the thread of a request outlives it")
 def test_thread_is_not_alive_afterwards(ss: ModuleType, make: Make, gate: Gate) -> None:
     """What current_thread() was in a handler can be joined."""
     server = make(ss.ThreadingTCPServer, gate.handler)
@@ -309,6 +335,12 @@ def test_daemon_threads(
     with connect(server):
         server.handle_request()
         gate.wait_begun()
+        if multiplexes(ss):
+            if not value:
+                gate.release.set()
+            server.server_close()  # unwinds daemons
+            assert gate.finished == ([] if value else ["done"])
+            return
         assert gate.threads[0].daemon is value
         assert list(server._threads) == ([] if value else gate.threads)
         if value:
@@ -334,7 +366,8 @@ def test_server_close_joins(ss: ModuleType, make: Make, gate: Gate, kind: str) -
     thread = Background(release)
     server.server_close()
     assert len(gate.finished) == 3
-    assert list(server._threads) == []
+    if not multiplexes(ss):
+        assert list(server._threads) == []
     thread.result()
     for client in clients:
         client.close()
@@ -347,12 +380,14 @@ def test_block_on_close_false(ss: ModuleType, make: Make, gate: Gate, where: str
     with connect(server):
         server.handle_request()
         gate.wait_begun()
-        assert isinstance(server._threads, ss._NoThreads)
-        assert not gate.threads[0].daemon
+        if not multiplexes(ss):
+            assert isinstance(server._threads, ss._NoThreads)
+            assert not gate.threads[0].daemon
         server.server_close()
         assert gate.finished == []
 
 
+@about_threads("_threads: there are none to keep")
 def test_threads_is_per_server(ss: ModuleType, make: Make, gate: Gate) -> None:
     first, second = (make(ss.ThreadingTCPServer, gate.handler) for _ in range(2))
     assert "_threads" not in vars(first)
@@ -365,6 +400,7 @@ def test_threads_is_per_server(ss: ModuleType, make: Make, gate: Gate) -> None:
         gate.release.set()
 
 
+@about_threads("_threads, and process_request() without a loop that lets a greenlet run")
 def test_threads_do_not_pile_up(ss: ModuleType, make: Make) -> None:
     """Requests that are over are forgotten while the server runs."""
     server = make(ss.ThreadingTCPServer)
@@ -378,6 +414,7 @@ def test_threads_do_not_pile_up(ss: ModuleType, make: Make) -> None:
     assert 0 < longest < served / 2
 
 
+@about_threads("_threads: there are none to keep")
 def test_threads_replaced(ss: ModuleType, make: Make, trace: Trace) -> None:
     """A subclass may bring its own keeper of threads."""
 
@@ -426,6 +463,7 @@ print("main", flush=True)
 """
 
 
+@about_threads("threads that are no daemons and outlive the main thread")
 @pytest.mark.parametrize(("daemon", "output"), [(0, "main\nfinished\n"), (1, "main\n")])
 def test_interpreter_exit(script: Callable[..., Any], daemon: int, output: str) -> None:
     """The interpreter waits for requests of threads that are no daemons, and only for them."""
@@ -457,18 +495,21 @@ if len(sys.argv) > 1:
 """
 
 
+@about_threads("no thread is started")
 def test_thread_that_cannot_be_started(script: Callable[..., Any]) -> None:
     """The client is closed and the server goes on."""
     process = script(NO_THREAD)
     assert process.communicate(timeout=TIMEOUT) == ("RuntimeError\nb''\nb'served'\n", "")
 
 
+@about_threads("no thread is started")
 @pytest.mark.fastsock_only(reason="server_close() works although a thread could not be started")
 def test_server_close_after_a_thread_could_not_be_started(script: Callable[..., Any]) -> None:
     out, err = script(NO_THREAD, "close").communicate(timeout=TIMEOUT)
     assert (out.splitlines()[-1], err) == ("closed", "")
 
 
+@about_threads("serve_forever() returns when its handlers have ended, not before")
 def test_handler_uses_the_connection_after_shutdown(ss: ModuleType, make: Make) -> None:
     """shutdown() ends the loop, not the requests."""
     asked, answer = threading.Event(), threading.Event()

@@ -19,6 +19,7 @@ from support import (
     connect,
     ended,
     kinds,
+    multiplexes,
     receive,
     recording,
     serving,
@@ -36,6 +37,7 @@ WORK = [
     "finish()",
 ]
 END = ["shutdown_request(request)", "close_request(request)"]
+GET_NAMES = ["get_request", "verify_request"]
 PERIODIC = ("service_actions", "collect_children")
 
 
@@ -43,9 +45,18 @@ def calls(events: list[Event]) -> list[str]:
     return [event.call for event in events if event.name not in PERIODIC]
 
 
-def check_places(kind: Kind, events: list[Event], serving_thread: str) -> None:
-    """The order within each thread or process, and which one it is."""
+def check_places(
+    kind: Kind, events: list[Event], serving_thread: str, multiplexed: bool = False
+) -> None:
+    """The order within each thread or process, and which one it is.
+
+    A greenlet's are in the serving thread as well, and begin where the loop waits next.
+    """
     here = [e for e in events if (e.pid, e.thread) == (os.getpid(), serving_thread)]
+    if multiplexed:
+        assert here == events
+        begun = [event.name for event in events].index("process_request_thread")
+        here = events[:begun]
     there = [e for e in events if e not in here]
     if kind.flavour == "":
         assert calls(here) == GET + WORK + END
@@ -57,7 +68,7 @@ def check_places(kind: Kind, events: list[Event], serving_thread: str) -> None:
         assert calls(here) == GET
         assert calls(there)[:-7] == ["process_request_thread(request, address)"]
         assert there[0].pid == os.getpid()
-        assert WORKER_NAME.fullmatch(there[0].thread)
+        assert multiplexed or WORKER_NAME.fullmatch(there[0].thread)
     else:
         assert calls(here) == [*GET, "close_request(request)"]
         assert calls(there)[:-7] == []
@@ -86,7 +97,7 @@ def test_handle_request(ss: ModuleType, kind: Kind, make: Make, trace: Trace) ->
         request(server, kind, server.handle_request)
         events = trace.wait("close_request", closes(kind))
         assert not {"service_actions", "handle_timeout", "handle_error"} & set(trace.names())
-        check_places(kind, events, threading.current_thread().name)
+        check_places(kind, events, threading.current_thread().name, multiplexes(ss))
 
 
 @kinds()
@@ -99,7 +110,7 @@ def test_serve_forever(ss: ModuleType, kind: Kind, make: Make, trace: Trace) -> 
             request(server, kind, lambda: None)
             events = trace.wait("close_request", closes(kind))
             assert not {"handle_timeout", "handle_error"} & set(trace.names())
-            check_places(kind, events, thread.name)
+            check_places(kind, events, thread.name, multiplexes(ss))
 
 
 @kinds()
@@ -156,6 +167,34 @@ def test_timeout(ss: ModuleType, kind: Kind, make: Make, trace: Trace) -> None:
     assert server.handle_request() is None
     collect = ["collect_children"] if kind.flavour == "Forking" else []
     assert trace.names() == ["handle_timeout", *collect]
+
+
+@kinds(flavours=("", "Threading"))
+def test_nothing_started(ss: ModuleType, kind: Kind, make: Make, trace: Trace) -> None:
+    """Once requests have been served: handle_request() with none, and with one that is rejected."""
+
+    class Choosy(kind.server(ss)):
+        timeout = 0.01
+        accepts = True
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            return self.accepts
+
+        def handle_timeout(self) -> None:
+            trace.log("handle_timeout")
+
+    server = make(recording(Choosy, trace), upper(kind.handler(ss)))
+    for _ in range(2):
+        server.accepts, server.timeout = True, None
+        request(server, kind, server.handle_request)
+        server.accepts, server.timeout = False, 0.01
+        trace.clear()
+        server.handle_request()
+        assert "handle_timeout" in trace.names()
+        with connect(server) as client:
+            client.sendall(b"hello\n")
+            server.handle_request()
+            assert trace.names()[-4:] == [*GET_NAMES, "shutdown_request", "close_request"]
 
 
 @kinds(transports=("TCP", "UDP"))

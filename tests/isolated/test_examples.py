@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from programs import RUN, Ended, Programs
-from support import POLL, Background, ask, new, serving, upper, wait_until
+from support import POLL, Background, about_threads, ask, new, serving, upper, wait_until
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "sql_queue.py"
 NO_SOCKET = "handle_request() without self.socket: AttributeError in the standard library"
@@ -244,6 +244,7 @@ def test_a_handler_that_fails(queue: Callable[..., Any], example: Any) -> None:
     assert server.calls[:2] == [(ZeroDivisionError, "bad", bad), ("shutdown_request", "bad")]
 
 
+@about_threads("its handlers wait for each other in a threading.Condition")
 def test_with_threads(queue: Callable[..., Any], ss: ModuleType, example: Any) -> None:
     """The mix-in works for entries as for connections: the first waits for the second."""
 

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from programs import Programs
 
-PROGRAMS = sorted((Path(__file__).resolve().parent.parent / "typing").glob("*.py"))
+TYPING = Path(__file__).resolve().parent.parent / "typing"
+PROGRAMS = sorted(path for path in TYPING.glob("*.py") if "multiplexing" not in path.stem)
+MULTIPLEXING = sorted(TYPING.glob("*multiplexing*.py"))  # of fastsock alone
 NAMES = [path.stem for path in PROGRAMS]
 RIGHT = {"handlers", "servers"}
 
@@ -84,8 +86,39 @@ def test_mistakes_are_found(checked: tuple[Report, Report]) -> None:
     errors = [line for line in checked[1]["wrong"] if " error: " in line]
     assert len(errors) >= 60
     revealed = checked[1]["revealed"]
-    assert len(revealed) == (Path(PROGRAMS[0].parent) / "revealed.py").read_text().count("reveal_")
+    assert len(revealed) == (TYPING / "revealed.py").read_text().count("reveal_")
     assert sum('"Any"' in line for line in revealed) == 3  # request, client_address, connection
+
+
+EXPECTED = re.compile(r"# (?:-> (?P<type>.*)|error: (?P<code>[a-z-]+))$")
+
+
+def test_multiplexing_is_typed(package_parent: Path | None, tmp_path: Path) -> None:
+    """Each line's comment says what mypy --strict says of it; what has none is right."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    programs = Programs(tmp_path, None)
+    if package_parent is not None:
+        programs.environment["MYPYPATH"] = str(package_parent)
+    expected = set()
+    for path in MULTIPLEXING:
+        programs.write(path.name, path.read_bytes())
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if (match := EXPECTED.search(line)) is not None:
+                expected.add((path.name, number, match["type"] or match["code"]))
+    assert len(expected) >= 50
+    options = ["--strict", "--follow-imports=silent", "--no-error-summary", "--config-file="]
+    found = programs.run("-m", "mypy", *options, *(path.name for path in MULTIPLEXING))
+    programs.close()
+    assert found.err == ""
+    told = set()
+    for line in found.out.splitlines():
+        file, number, kind, message = line.split(":", 3)
+        if kind.strip() == "note" and not message.startswith(' Revealed type is "'):
+            continue  # of the error before it
+        code = re.search(r"\[([a-z-]+)\]$", message)
+        plain = re.sub(r"\b(builtins|typing|socket|fastsock(\.\w+)*)\.", "", message)
+        told.add((file, int(number), code[1] if code else plain.split('"')[1]))
+    assert told == expected
 
 
 # --- at run time
@@ -103,8 +136,10 @@ def members(owner: Any) -> Iterator[tuple[str, Any]]:
 
 def test_hints_at_run_time(fastsock: ModuleType) -> None:
     """typing.get_type_hints() works on all public classes, their methods, and functions."""
-    classes = [value for value in vars(fastsock).values() if isinstance(value, type)]
-    functions = [value for value in vars(fastsock).values() if isinstance(value, FunctionType)]
+    multiplexing = importlib.import_module(f"{fastsock.__name__}.multiplexing")
+    values = [getattr(module, name) for module in (fastsock, multiplexing) for name in dir(module)]
+    classes = [value for value in values if isinstance(value, type)]
+    functions = [value for value in values if isinstance(value, FunctionType)]
     assert {*fastsock.__all__} <= {each.__name__ for each in (*classes, *functions)}
     seen = 0
     for owner in classes:

@@ -163,6 +163,7 @@ def test_waiting_for_the_descriptor_and_then_receiving(fastsock: Any) -> None:
         assert receive(client) == b"a line\n"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # says its hook
 @pytest.mark.parametrize("error", [SystemExit, ValueError])
 def test_what_leaves_a_handler_ends_it_alone(
     fastsock: Any, error: type[BaseException], capsys: Any
@@ -266,6 +267,25 @@ def test_handle_request(fastsock: Any) -> None:
         with connect(server) as client:
             server.handle_request()
             assert receive(client) == b"hello\n"
+
+
+def test_handle_request_without_a_request(fastsock: Any) -> None:
+    """When all handlers have ended, in this thread or in that of a loop."""
+    with start(fastsock, lambda handler: handler.wfile.write(b"hello\n")) as server:
+        for _ in range(2):
+            with connect(server) as client:
+                server.handle_request()
+                assert receive(client) == b"hello\n"
+            server.timeout = 0
+            server.handle_request()
+            server.timeout = None
+        loop = Background(server.serve_forever)
+        with connect(server) as client:
+            assert receive(client) == b"hello\n"
+        server.shutdown()
+        loop.result()
+        server.timeout = 0
+        server.handle_request()
 
 
 def test_a_fork_in_a_handler(programs: Programs) -> None:

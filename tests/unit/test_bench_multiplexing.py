@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 
 import pytest
 
@@ -72,32 +70,3 @@ def test_a_word_of_no_name() -> None:
     options = argparse.Namespace(servers="C,multi", quick=False)
     with pytest.raises(_scenarios.ScenarioError, match="no server multi; there are"):
         _cli.chosen_servers(options, [])
-
-
-PROGRAM = """
-import runpy, sys
-sys.path.insert(0, sys.argv[2])
-serve = runpy.run_path(sys.argv[1])
-serve["install"](multiplex=sys.argv[3] == "multiplex")
-import http.server, socketserver
-import fastsock
-from fastsock.multiplexing import MultiplexingMixIn
-kinds = [http.server.ThreadingHTTPServer, socketserver.ThreadingMixIn]
-for name in ("TCP", "UDP", "UnixStream", "UnixDatagram"):
-    kind = getattr(socketserver, f"Threading{name}Server")
-    assert issubclass(kind, getattr(fastsock, f"{name}Server"))
-    kinds.append(kind)
-assert issubclass(http.server.ThreadingHTTPServer, fastsock.TCPServer)
-assert not issubclass(http.server.HTTPServer, MultiplexingMixIn)
-print({issubclass(kind, MultiplexingMixIn) for kind in kinds})
-"""
-
-
-@pytest.mark.parametrize(("how", "expected"), [("multiplex", "{True}"), ("threads", "{False}")])
-def test_what_a_program_gets(how: str, expected: str) -> None:
-    pytest.importorskip("greenlet")
-    folder = _scenarios.FOLDER
-    arguments = [str(folder / "_serve.py"), str(folder.parents[1]), how]
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr) == (expected, "")

@@ -29,7 +29,7 @@ from datagrams import (
     serve,
     serve_until,
 )
-from support import TIMEOUT, Background, connect, fresh_address, new, wait_until
+from support import TIMEOUT, Background, about_threads, connect, fresh_address, new, wait_until
 
 unix = datagrams("UnixDatagram")
 
@@ -294,6 +294,7 @@ def test_netlink(ss: ModuleType, make: Make) -> None:
     assert found[0] == (0, 0)
 
 
+@about_threads("no thread is started")
 @datagrams("UDP", flavours=("Threading",))
 @pytest.mark.fastsock_only(reason="the standard library blocks, or loses them")
 def test_no_thread_for_a_moment(

@@ -24,7 +24,7 @@ from datagrams import (
     send_all,
     serve_until,
 )
-from support import TIMEOUT, Background, connect, new, serving, wait_until
+from support import TIMEOUT, Background, about_threads, connect, new, serving, wait_until
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def test_a_finalizer_that_receives(
         client.close()
 
 
+@about_threads("its handlers wait in a threading.Event, and two threads serve")
 @pytest.mark.fastsock_only(reason="the standard library has a thread for each")
 @pytest.mark.parametrize("beside", ["handle_request", "serve_forever"])
 def test_many_threads_and_two_that_begin_them(ss: ModuleType, make: Make, beside: str) -> None:
@@ -263,6 +264,7 @@ def test_handle_truncated_runs_in_the_loop(ss: ModuleType, make: Make) -> None:
         assert set(threads) == {loop.native_id}
 
 
+@about_threads("_threads: there are none to keep")
 def test_borrowed_methods(ss: ModuleType, make: Make) -> None:
     """A class that borrows a method need not have what fastsock has added."""
 
