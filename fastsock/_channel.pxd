@@ -1,6 +1,10 @@
 from fastsock._clock cimport nanoseconds
 
 
+# A bint that takes one byte, in objects of which every connection has one.
+ctypedef unsigned char flag
+
+
 cdef class Borrower:
     # What has bytes in the buffer that a Waiter shares out.
     cdef int give_back(self) except -1
@@ -36,8 +40,8 @@ cdef class Channel:
     cdef object slot  # the waiter's
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
     cdef int descriptor  # owned; -1: given away or closed
-    cdef bint handed_over  # the socket object has the descriptor and the timeout
-    cdef bint eager  # bytes were waiting at the last call: try once without releasing the GIL
+    cdef flag handed_over  # the socket object has the descriptor and the timeout
+    cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
     cdef int family
     cdef int kind
     cdef int proto

@@ -1,3 +1,4 @@
+from fastsock._channel cimport flag
 from fastsock._clock cimport nanoseconds
 from fastsock._tasks cimport Scheduler, Task
 
@@ -16,13 +17,13 @@ cdef class Slot:
     cdef unsigned int place
     cdef int descriptor  # -1: released
     cdef int copy  # of it, which is in the epoll in its place; -1: none
-    cdef bint foreign  # no connection's
-    cdef bint kept  # the same, by one who tells when it is closed
-    cdef bint readable
-    cdef bint writable
-    cdef bint ended  # the peer sends no more
-    cdef bint marked  # it has sent urgent data, at which a receive stops
-    cdef Messages messages
+    cdef flag foreign  # no connection's
+    cdef flag kept  # the same, by one who tells when it is closed
+    cdef flag readable
+    cdef flag writable
+    cdef flag ended  # the peer sends no more
+    cdef flag marked  # it has sent urgent data, at which a receive stops
+    cdef flag messages  # of Messages
     cdef Task reader
     cdef Task writer
     cdef list others  # who waits besides

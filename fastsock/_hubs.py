@@ -161,21 +161,19 @@ class Tasks:
     def start(self, run: Callable[[], object], about: Any) -> Task:
         """Have run() called by a task of its own, as soon as main waits."""
         hub = self.hub
-        task = hub.new_task(self._run, about)
+        task = hub.new_task(about)
         task.call = run
         task.tasks = self
         self.running.add(task)
         hub.start(task)
         return task
 
-    def _run(self) -> None:
+    def run_one(self) -> None:
+        """What a task's greenlet runs."""
         hub = self.hub
         task = hub.current
         try:
-            call, task.call = task.call, None
-            assert call is not None
-            call()
-            del call
+            task.take_call()()
         except KeyboardInterrupt:
             raise  # meant for the main thread, as which the task has run
         except BaseException as error:

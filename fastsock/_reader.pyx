@@ -35,8 +35,8 @@ cdef enum:
     USUAL_SIZE = 1 << 13
 
 
-# A task that waits for a line keeps a copy of the C stack: a try statement would take 100 bytes more
-# of it.
+# A task that waits for a line keeps a copy of the C stack: a try statement would take 100 bytes of
+# it.
 ctypedef PyObject *(*Unchecked)(Reader reader, Py_ssize_t limit) noexcept
 
 

@@ -1,4 +1,4 @@
-from fastsock._channel cimport Borrower, Channel
+from fastsock._channel cimport Borrower, Channel, flag
 
 
 cdef class Stream(Borrower):
@@ -8,17 +8,17 @@ cdef class Stream(Borrower):
     cdef Channel channel
     cdef object socket_io  # what `raw` is: made when it is asked for, and then the owner of the
     #                        connection's reference
-    cdef bint is_closed
-    cdef bint detached
-    cdef bint timed_out
-    cdef bint busy  # a thread is inside
+    cdef flag is_closed
+    cdef flag detached
+    cdef flag timed_out
+    cdef flag borrowed  # the buffer belongs to the channel's waiter
+    cdef flag busy  # a thread is inside
     cdef unsigned long owner
     cdef object task  # the one of a hub that is inside, or None
     cdef object gate  # a lock that the others wait for, or None
     cdef list tasks  # of a hub, that wait for it too, or None
     cdef str direction
     cdef size_t size  # of the buffer, as asked for
-    cdef bint borrowed  # the buffer belongs to the channel's waiter
     cdef char *buffer
     cdef size_t start  # of the bytes in the buffer
     cdef size_t end

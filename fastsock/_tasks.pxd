@@ -1,5 +1,5 @@
 from fastsock cimport _sys
-from fastsock._channel cimport Waiter
+from fastsock._channel cimport Waiter, flag
 from fastsock._clock cimport nanoseconds
 
 
@@ -19,26 +19,25 @@ cdef class Scheduler(Waiter)
 
 cdef class Task:
     cdef object __weakref__
-    cdef object run  # what its greenlet calls, until it is started
     cdef readonly object greenlet  # the one that waits, of those it may have
     cdef readonly Scheduler hub
     cdef Task next  # in the queue of those that are ready
-    cdef bint queued
-    cdef int outcome  # of its wait
+    cdef flag queued
+    cdef readonly flag doomed  # it is to end: whatever it waits for raises GreenletExit
+    cdef unsigned char refusals  # to end
+    cdef unsigned char outcome  # of its wait
+    cdef short wants  # POLLIN, POLLOUT or both: of a descriptor that isn't a connection's
+    cdef int error
     cdef nanoseconds deadline
     cdef Py_ssize_t place  # in the heap of timers; -1: none
     cdef nanoseconds due  # what the heap has it under: not later than its deadline
     cdef object slot  # of a descriptor that it waits for, or None
-    cdef short wants  # POLLIN, POLLOUT or both: of a descriptor that isn't a connection's
     # where the hub is to receive to before it is resumed; NULL: it does so itself
     cdef char *target
     cdef size_t size
     cdef Py_ssize_t count  # of bytes that were received to target
-    cdef int error
-    cdef unsigned int refusals  # to end
-    cdef readonly bint doomed  # it is to end: whatever it waits for raises GreenletExit
     cdef public object about  # what reports say of it
-    cdef public object call  # what it is to do, until it does
+    cdef public object call  # what it is to do; None once it does
     cdef public object tasks  # those of its server
 
 

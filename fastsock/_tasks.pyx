@@ -80,6 +80,11 @@ cdef class Task:
         self.deadline = NEVER
         self.outcome = READY
 
+    def take_call(self):
+        """What it is to do; nothing else is to hold on to that while it does."""
+        call, self.call = self.call, None
+        return call
+
 
 cdef class Scheduler(Waiter):
     """One thread's.
@@ -112,7 +117,7 @@ cdef class Scheduler(Waiter):
             raise MemoryError
         self.timers = []
         self.starting = deque()
-        self.main = self.current = self.new_task(None, None)
+        self.main = self.current = self.new_task(None)
         self.main.greenlet = main
         self.resumed_at = monotonic_coarse()
         self.open()
@@ -150,11 +155,10 @@ cdef class Scheduler(Waiter):
 
     # For the Python layer
 
-    def new_task(self, run, about):
-        """A task that calls run() once it is started."""
+    def new_task(self, about):
+        """A task that calls tasks.run_one() once it is started."""
         cdef Task task = Task.__new__(Task)
         task.hub = self
-        task.run = run
         task.about = about
         return task
 
@@ -314,8 +318,7 @@ cdef class Scheduler(Waiter):
         cdef Task task
         if self.starting:
             task = self.starting.popleft()
-            task.greenlet = self.greenlet_class(task.run, self.main.greenlet)
-            task.run = None
+            task.greenlet = self.greenlet_class(task.tasks.run_one, self.main.greenlet)
             self.enqueue(self.main)  # in turn with those that are ready
         else:
             if self.fired:
