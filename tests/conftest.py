@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import implementations
 import pytest
 import selection
 import support
@@ -53,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "fastsock_only(reason): a deliberate difference from the standard library",
         "stdlib_since(major, minor): not in the standard library of an older Python",
+        "once(reason): does not depend on the Python; ci/matrix runs it on one of them",
         "about_threads(reason): not so where each handler is a greenlet",
     ):
         config.addinivalue_line("markers", line)
@@ -69,7 +71,7 @@ def load_implementations(config: pytest.Config) -> dict[str, ModuleType]:
     loaded = {}
     for spec in config.getoption("impl").split(","):
         try:
-            module = support.load_implementation(spec, config.getoption("fastsock_dir"))
+            module = implementations.load_implementation(spec, config.getoption("fastsock_dir"))
         except (ImportError, OSError) as error:
             raise pytest.UsageError(f"--impl {spec}: {error}") from error
         if spec == "fastsock" and not config.getoption("allow_source_tree"):
@@ -91,6 +93,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = selection.without_needless(items, "multiplex")
+    if elsewhere := os.environ.get("FASTSOCK_ONCE_ON"):  # of ci/matrix
+        for item in items:
+            for mark in item.iter_markers("once"):
+                why = f"{' '.join(mark.args)}: once is enough, on Python {elsewhere}"
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture
