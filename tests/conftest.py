@@ -24,6 +24,8 @@ import selection
 import support
 
 ROOT = Path(__file__).resolve().parent.parent
+MULTIPLEX = ROOT / "tests" / "multiplex"
+NO_GREENLET = "greenlet is not installed"
 DEFAULT_IMPLEMENTATIONS = "stdlib,fastsock,multiplex"
 
 
@@ -100,6 +102,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=why))
 
 
+def has_greenlet() -> bool:
+    return importlib.util.find_spec("greenlet") is not None
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where greenlet can't be had, tests/multiplex is left out, and the summary says so."""
+    return True if collection_path.parent == MULTIPLEX and not has_greenlet() else None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not has_greenlet():
+        terminalreporter.write_line(f"NO MULTIPLEXING TESTED: {NO_GREENLET}", red=True)
+
+
 @pytest.fixture
 def ss(request: pytest.FixtureRequest) -> ModuleType:
     """The implementation of socketserver under test."""
@@ -111,8 +127,8 @@ def ss(request: pytest.FixtureRequest) -> ModuleType:
         for mark in request.node.iter_markers("stdlib_since"):
             support.requires(module, mark.args, request.node.name)
     if support.multiplexes(module):
-        if importlib.util.find_spec("greenlet") is None:
-            pytest.skip("NO MULTIPLEXING: greenlet is not installed")
+        if not has_greenlet():
+            pytest.skip(NO_GREENLET)
         for mark in request.node.iter_markers("about_threads"):
             pytest.skip(f"about threads: {' '.join(mark.args)}")
     return module
