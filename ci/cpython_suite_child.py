@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import tempfile
+import types
 import unittest
 from typing import Any
 
@@ -41,12 +42,26 @@ MODULES: dict[str, list[str] | None] = {
     "test_ssl": ["ThreadedTests.test_socketserver"],
 }
 
+# fastsock with handlers that are greenlets: not only the servers with a ThreadingMixIn, which are
+# few in these tests, but each that derives from TCPServer, UDPServer or the Unix ones.
+MULTIPLEX = "fastsock.multiplexing"
+
 EXCLUDED = {
     "test.test_socketserver.MiscTestCase.test_all": (
         "it collects the names whose __module__ is the string 'socketserver'; "
         "in another module there are none"
     ),
 }
+
+EXCLUDED_MULTIPLEX = {
+    "test.test_socketserver.MiscTestCase.test_threads_reaped": "it counts server._threads",
+}
+
+
+def excluded(implementation: str) -> dict[str, str]:
+    """Which tests are not for it, and why."""
+    return EXCLUDED | EXCLUDED_MULTIPLEX if implementation == MULTIPLEX else EXCLUDED
+
 
 # 'network' is what test_socketserver asks for, 'walltime' the slower half of test_xmlrpc. None of
 # the selected tests needs a host outside (`refuse_outside` sees to it). 3.14 calls .get() on it.
@@ -146,12 +161,77 @@ def refuse_outside(event: str, args: tuple[Any, ...]) -> None:
                 raise RuntimeError(f"cpython_suite: the test contacts {host}, which is outside")
 
 
-def check_replaced(name: str) -> None:
-    """Raise unless `name` is what everybody gets who imports socketserver."""
+def install(name: str, module: str) -> types.ModuleType:
+    """Put the implementation in the place of socketserver, and return what is there then."""
+    if name != MULTIPLEX:
+        importlib.import_module(name).install()
+        return sys.modules[name]
+    import fastsock
+
+    fastsock.install()
+    sys.modules["socketserver"] = replacement = multiplexed(fastsock, module)
+    return replacement
+
+
+def finishing(base: Any) -> Any:
+    """In the place of a plain server: whoever calls its handle_request() may next wait for what
+    the handler does, which is then to have been done."""
+
+    class Finishing(base):
+        def handle_request(self) -> None:
+            super().handle_request()
+            tasks = vars(self).get("_fastsock_tasks")
+            if tasks is not None and tasks.running:
+                tasks.join()
+
+    return Finishing
+
+
+class Tasks:
+    """How many handlers ran as tasks, and how many did not."""
+
+    inside = outside = 0
+
+
+def multiplexed(package: types.ModuleType, module: str) -> types.ModuleType:
+    """The package, with a MultiplexingMixIn in its servers."""
+    from fastsock import _hubs, multiplexing
+
+    replacement = types.ModuleType(package.__name__, package.__doc__)
+    vars(replacement).update(vars(package))
+    mixin = multiplexing.MultiplexingMixIn
+    if module == "test_socketserver":  # of one server class after the other: no mix-in for all
+        bases = {}
+    else:
+        names = ("TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer")
+        bases = {name: finishing(getattr(multiplexing, f"Multiplexing{name}")) for name in names}
+        # Beside a base that has it already, where it is to come first.
+        mixin = type("ThreadingMixIn", (mixin,), {"__module__": package.__name__})
+    vars(replacement).update(bases, ThreadingMixIn=mixin)
+    for name in ("TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"):
+        ready_made = getattr(multiplexing, f"Multiplexing{name}")
+        setattr(replacement, f"Threading{name}", ready_made)
+
+    init = package.BaseRequestHandler.__init__
+
+    def counted(self: Any, *args: Any) -> None:
+        if _hubs.here() is not None:
+            Tasks.inside += 1
+        else:
+            Tasks.outside += 1
+        init(self, *args)
+
+    package.BaseRequestHandler.__init__ = counted
+    return replacement
+
+
+def check_replaced(name: str, replacement: types.ModuleType) -> None:
+    """Raise unless `replacement` is what everybody gets who imports socketserver."""
     import http.server
     import socketserver
 
-    replacement = sys.modules[name]
+    if name == MULTIPLEX:
+        name = "fastsock"
     for what, holds in {
         f"sys.modules['socketserver'] is {name}": sys.modules["socketserver"] is replacement,
         f"its __name__ is {name!r}": socketserver.__name__ == name,
@@ -210,9 +290,9 @@ def main(spec: dict[str, Any]) -> None:
     if name:
         if "socketserver" in sys.modules:
             raise RuntimeError("socketserver was imported before it could be replaced")
-        importlib.import_module(name).install()
-        check_replaced(name)
-        started = replace_in_subprocesses(name)
+        replacement = install(name, module)
+        check_replaced(name, replacement)
+        started = replace_in_subprocesses(name.partition(".")[0])
     from test import support
     from test.support import script_helper
 
@@ -224,16 +304,16 @@ def main(spec: dict[str, Any]) -> None:
     tests = select(tests, module, spec["ids"])
     if name:
         for test in tests:
-            if test.id() in EXCLUDED:
+            if test.id() in excluded(name):
                 recorder.emit(excluded=test.id())
-        tests = [test for test in tests if test.id() not in EXCLUDED]
+        tests = [test for test in tests if test.id() not in excluded(name)]
     unittest.TestSuite(tests).run(recorder)
     recorder.left_behind(f"test.{module}")
     if name:
-        check_replaced(name)  # still
+        check_replaced(name, replacement)  # still
     size = os.path.getsize(started) if started and os.path.exists(started) else 0
     faulthandler.cancel_dump_traceback_later()
-    recorder.emit(end=True, subprocesses=size)
+    recorder.emit(end=True, subprocesses=size, tasks=[Tasks.inside, Tasks.outside])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,15 @@ make_env() {
     "$2" -m venv "$ENV"
 }
 
+# alone COMMAND...: builds of this tree share a folder, so there is one at a time
+alone() {
+    mkdir -p "$ENVS"
+    (
+        if command -v flock >/dev/null; then flock 9; fi
+        "$@" 9>&-
+    ) 9>"$ENVS/build.lock"
+}
+
 # find_python X.Y -> a path, or nothing
 find_python() {
     local candidate

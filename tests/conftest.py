@@ -18,11 +18,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import implementations
 import pytest
 import selection
 import support
 
 ROOT = Path(__file__).resolve().parent.parent
+MULTIPLEX = ROOT / "tests" / "multiplex"
+NO_GREENLET = "greenlet is not installed"
 DEFAULT_IMPLEMENTATIONS = "stdlib,fastsock,multiplex"
 
 
@@ -53,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "fastsock_only(reason): a deliberate difference from the standard library",
         "stdlib_since(major, minor): not in the standard library of an older Python",
+        "once(reason): does not depend on the Python; ci/matrix runs it on one of them",
         "about_threads(reason): not so where each handler is a greenlet",
     ):
         config.addinivalue_line("markers", line)
@@ -69,7 +73,7 @@ def load_implementations(config: pytest.Config) -> dict[str, ModuleType]:
     loaded = {}
     for spec in config.getoption("impl").split(","):
         try:
-            module = support.load_implementation(spec, config.getoption("fastsock_dir"))
+            module = implementations.load_implementation(spec, config.getoption("fastsock_dir"))
         except (ImportError, OSError) as error:
             raise pytest.UsageError(f"--impl {spec}: {error}") from error
         if spec == "fastsock" and not config.getoption("allow_source_tree"):
@@ -91,6 +95,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = selection.without_needless(items, "multiplex")
+    if elsewhere := os.environ.get("FASTSOCK_ONCE_ON"):  # of ci/matrix
+        for item in items:
+            for mark in item.iter_markers("once"):
+                why = f"{' '.join(mark.args)}: once is enough, on Python {elsewhere}"
+                item.add_marker(pytest.mark.skip(reason=why))
+
+
+def has_greenlet() -> bool:
+    return importlib.util.find_spec("greenlet") is not None
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where greenlet can't be had, tests/multiplex is left out, and the summary says so."""
+    return True if collection_path.parent == MULTIPLEX and not has_greenlet() else None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not has_greenlet():
+        terminalreporter.write_line(f"NO MULTIPLEXING TESTED: {NO_GREENLET}", red=True)
 
 
 @pytest.fixture
@@ -104,8 +127,8 @@ def ss(request: pytest.FixtureRequest) -> ModuleType:
         for mark in request.node.iter_markers("stdlib_since"):
             support.requires(module, mark.args, request.node.name)
     if support.multiplexes(module):
-        if importlib.util.find_spec("greenlet") is None:
-            pytest.skip("NO MULTIPLEXING: greenlet is not installed")
+        if not has_greenlet():
+            pytest.skip(NO_GREENLET)
         for mark in request.node.iter_markers("about_threads"):
             pytest.skip(f"about threads: {' '.join(mark.args)}")
     return module

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -21,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from implementations import SPECS, is_fastsock, multiplexes
+from implementations import load_implementation as load_implementation  # for the tests
 
 TESTS = Path(__file__).resolve().parent
 TIMEOUT = 20.0  # of every blocking operation; a test that needs it has failed
@@ -30,51 +31,6 @@ WORKER_NAME = re.compile(r"Thread-\d+ \(process_request_thread\)")
 
 
 # --- implementations
-
-
-SPECS: dict[str, str] = {}  # module name -> what load_implementation was asked for
-
-
-def load_implementation(spec: str, fastsock_dir: str | None = None) -> ModuleType:
-    """'stdlib', 'fastsock' or the path of a .py file that stands in for socketserver."""
-    if spec == "stdlib":
-        module = importlib.import_module("socketserver")
-    elif spec == "fastsock":
-        if fastsock_dir is not None:
-            folder = Path(fastsock_dir).resolve()
-            parent = str(folder.parent if (folder / "__init__.py").exists() else folder)
-            if parent not in sys.path:
-                sys.path.insert(0, parent)
-        module = importlib.import_module("fastsock")
-    elif spec == "multiplex":
-        package = load_implementation("fastsock", fastsock_dir)
-        multiplexing = importlib.import_module("fastsock.multiplexing")
-        module = ModuleType("socketserver_multiplex")
-        vars(module).update({k: v for k, v in vars(package).items() if k != "__name__"})
-        for name in ("MixIn", "TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"):
-            setattr(module, f"Threading{name}", getattr(multiplexing, f"Multiplexing{name}"))
-    else:
-        path = Path(spec).resolve()
-        name = f"socketserver_{path.stem}"
-        if name in sys.modules:
-            return sys.modules[name]
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None and found.loader is not None, spec
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        found.loader.exec_module(module)
-        spec = str(path)
-    SPECS[module.__name__] = spec
-    return module
-
-
-def is_fastsock(ss: ModuleType) -> bool:
-    return SPECS[ss.__name__] in ("fastsock", "multiplex")
-
-
-def multiplexes(ss: ModuleType) -> bool:
-    """Are its Threading servers multiplexing ones?"""
-    return SPECS[ss.__name__] == "multiplex"
 
 
 def event(ss: ModuleType) -> Any:
@@ -292,8 +248,8 @@ def run_script(
 ) -> subprocess.Popen[str]:
     """Start a Python process in which `ss` is the implementation under test."""
     prelude = (
-        f"import sys; sys.path.insert(0, {str(TESTS)!r}); import support\n"
-        f"ss = support.load_implementation({SPECS[ss.__name__]!r}, {fastsock_dir!r})\n"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); import implementations\n"
+        f"ss = implementations.load_implementation({SPECS[ss.__name__]!r}, {fastsock_dir!r})\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", prelude + script, *args],

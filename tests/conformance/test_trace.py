@@ -20,6 +20,7 @@ from support import (
     ended,
     kinds,
     multiplexes,
+    new,
     receive,
     recording,
     serving,
@@ -195,6 +196,33 @@ def test_nothing_started(ss: ModuleType, kind: Kind, make: Make, trace: Trace) -
             client.sendall(b"hello\n")
             server.handle_request()
             assert trace.names()[-4:] == [*GET_NAMES, "shutdown_request", "close_request"]
+
+
+@kinds(flavours=("Threading",), transports=("TCP", "UnixStream"))
+def test_handlers_go_on_in_handle_request(ss: ModuleType, kind: Kind, make: Make) -> None:
+    """A program whose loop is its own: a handler that waits is not kept waiting by the loop."""
+
+    def handle(self: Any) -> None:
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+            self.wfile.flush()
+
+    server = make(kind.server(ss), new("Lines", ss.StreamRequestHandler, handle=handle))
+    over: list[bool] = []
+
+    def loop() -> None:
+        while not over:
+            server.handle_request()
+        server.server_close()
+
+    with connect(server) as client:
+        thread = Background(loop)
+        for line in (b"one\n", b"two\n", b"three\n"):
+            client.sendall(line)
+            assert client.recv(100) == line.upper()
+    over.append(True)
+    connect(server).close()
+    thread.result()
 
 
 @kinds(transports=("TCP", "UDP"))

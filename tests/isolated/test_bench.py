@@ -66,6 +66,7 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
             assert one.memory is one.opening is None
 
 
+@pytest.mark.once("the load is C, and each server a program of a page")
 @pytest.mark.parametrize("scenario", [name for name in NAMES if name != COLD])
 def test_every_scenario_on_both(programs: Programs, scenario: str) -> None:
     extra: tuple[str | Path, ...] = ()

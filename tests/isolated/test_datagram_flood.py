@@ -186,6 +186,7 @@ def check_all_accounted_for(facts: dict[str, Any], sent: int) -> None:
     assert facts["served"] > 100, facts
 
 
+@pytest.mark.once("what the kernel has dropped, and the native loop beside it")
 @each_implementation
 def test_a_million(programs: Programs, flood: Path, implementation: str) -> None:
     """At a small receive buffer."""
