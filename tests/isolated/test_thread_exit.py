@@ -132,8 +132,6 @@ show("ends")
 
 def test_loop_that_forks_amid_requests(script: Script, ss: ModuleType) -> None:
     """Without the threads of its parent, the child's copy of the loop goes on."""
-    if multiplexes(ss):
-        pytest.xfail("the loop of a multiplexing server does not go on in a forked child")
     process = script(
         COMMON
         + """
