@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from fastsock import _channel
 from fastsock._types import Any
 
 Wait = Callable[[int, bool, bool, "float | None"], bool]
@@ -197,7 +196,9 @@ def recvmsg(sock: Any, wait: Wait, bufsize: int, ancbufsize: int = 0, flags: int
     return _Attempts(sock, wait).receive("recvmsg", bufsize, ancbufsize, flags=flags)
 
 
-def recvmsg_into(sock: Any, wait: Wait, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+def recvmsg_into(
+    sock: Any, wait: Wait, buffers: Any, ancbufsize: int = 0, flags: int = 0, /
+) -> Any:
     return _Attempts(sock, wait).receive("recvmsg_into", buffers, ancbufsize, flags=flags)
 
 

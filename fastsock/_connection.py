@@ -153,7 +153,7 @@ def _closed_underneath(connection: Connection, family: int, kind: int, proto: in
 
 
 #: methods of the socket object that wait; accept() does by _accept()
-_WAIT = {
+_WAIT: dict[str, Callable[..., Any]] = {
     "_accept": _calls.accept,
     "connect": _calls.connect,
     "connect_ex": _calls.connect_ex,
@@ -167,7 +167,7 @@ _WAIT = {
 
 
 def _of_socket_object(name: str) -> Callable[..., Any]:
-    waits: Callable[..., Any] | None = _WAIT.get(name)
+    waits = _WAIT.get(name)
 
     @functools.wraps(getattr(_Base, name))
     def handing_over(self: Any, /, *args: Any, **keywords: Any) -> Any:
