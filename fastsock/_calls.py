@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+from fastsock import _channel
 from fastsock._types import Any
 
 Wait = Callable[[int, bool, bool, "float | None"], bool]
@@ -45,6 +46,9 @@ class _Attempts:
         Raises:
             TimeoutError: the time is over.
         """
+        if hasattr(self._sock, "_channel") and _channel.suspends(self._sock):
+            _channel.await_ready(self._sock, writing)  # whom a close() of the Connection wakes
+            return
         # A copy: its number is not to become somebody else's while it is waited for.
         copy = os.dup(self.descriptor())
         copies = _copies.setdefault(id(self._sock), [])

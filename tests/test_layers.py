@@ -127,7 +127,7 @@ LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_types": set(),
     "_plain": {"_types"},
-    "_calls": {"_types"},
+    "_calls": {"_channel", "_types"},
     "_connection": {"_accept", "_calls", "_channel", "_types"},
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
