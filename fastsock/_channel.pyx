@@ -552,6 +552,16 @@ def ask(waiting):
     _how_to_wait = waiting
 
 
+def waiting():
+    """How the caller waits for (descriptor, read, write, seconds); None: it may simply block."""
+    return _how_to_wait()
+
+
+def share_waiter(connection, other):
+    """Have another connection, made of the same one by dup(), wait where this one does."""
+    channel_of(other).waiter = channel_of(connection).waiter
+
+
 def settle(connection):
     """Have what a task has written leave; nothing to do elsewhere."""
     channel_of(connection).settle(connection)

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from fastsock import _accept, _channel
+from fastsock import _accept, _calls, _channel
 from fastsock._types import TYPE_CHECKING, Any
 
 #: the interpreter's own class; None where something else took its place before we were there
@@ -100,9 +100,17 @@ class Connection(_Base):
         (Documented: ``socket.socket.sendfile``.)
         """
         _channel.flush_writer(self)
-        if _channel.suspends(self):
-            return _sendfile_in_task(self, file, offset, count)
+        wait = _channel.waiting()
+        if wait is not None:
+            _channel.settle(self)
+            return _calls.sendfile(self, wait, file, offset, count)
         return super().sendfile(file, offset, count)
+
+    def dup(self) -> Any:
+        """As ``socket.socket.dup``; the copy waits where this one does."""
+        copy = super().dup()
+        _channel.share_waiter(self, copy)
+        return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce_as_socket(self, Connection) or super().__reduce_ex__(protocol)
@@ -144,52 +152,17 @@ def _closed_underneath(connection: Connection, family: int, kind: int, proto: in
     _socket.socket.close(connection)
 
 
-def _sendfile_in_task(connection: Any, file: Any, offset: int, count: int | None) -> int:
-    """``socket.sendfile()``, which waits by itself, for a task of a hub."""
-    connection._check_sendfile_params(file, offset, count)
-    if connection.gettimeout() == 0:
-        raise ValueError("non-blocking sockets are not supported")
-    try:
-        source = file.fileno()
-        size = os.fstat(source).st_size
-    except (AttributeError, OSError):  # no regular file
-        sent: int = connection._sendfile_use_send(file, offset, count)
-        return sent
-    total = 0
-    try:
-        while size:
-            wanted = min(size if count is None else count - total, 1 << 30)
-            if wanted <= 0:
-                break
-            _channel.await_ready(connection, True)
-            descriptor = connection.fileno()
-            # There is no flag for one call: the descriptor is non-blocking during it.
-            os.set_blocking(descriptor, False)
-            try:
-                taken = os.sendfile(descriptor, source, offset, wanted)
-            except BlockingIOError:
-                continue
-            finally:
-                os.set_blocking(descriptor, connection.gettimeout() is None)
-            if taken == 0:
-                break
-            offset += taken
-            total += taken
-        return total
-    finally:
-        if total and hasattr(file, "seek"):
-            file.seek(offset)
-
-
-#: methods of the socket object that wait; whether to send
-_WAIT = {
-    "accept": False,
-    "recvfrom": False,
-    "recvfrom_into": False,
-    "recvmsg": False,
-    "recvmsg_into": False,
-    "sendmsg": True,
-    "sendto": True,
+#: methods of the socket object that wait; accept() does by _accept()
+_WAIT: dict[str, Callable[..., Any]] = {
+    "_accept": _calls.accept,
+    "connect": _calls.connect,
+    "connect_ex": _calls.connect_ex,
+    "recvfrom": _calls.recvfrom,
+    "recvfrom_into": _calls.recvfrom_into,
+    "recvmsg": _calls.recvmsg,
+    "recvmsg_into": _calls.recvmsg_into,
+    "sendmsg": _calls.sendmsg,
+    "sendto": _calls.sendto,
 }
 
 
@@ -203,7 +176,9 @@ def _of_socket_object(name: str) -> Callable[..., Any]:
         if fresh is not None:
             _closed_underneath(self, *fresh)
         if waits is not None:
-            _channel.await_ready(self, waits)
+            wait = _channel.waiting()
+            if wait is not None:
+                return waits(self, wait, *args, **keywords)
         # looked up anew: a program may have patched socket.socket since
         return getattr(_Base, name)(self, *args, **keywords)
 

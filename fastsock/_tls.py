@@ -392,6 +392,24 @@ def prepare() -> None:
     ssl.SSLContext.sslsocket_class = _made[current]
 
 
+def adopt(sock: Any) -> None:
+    """Have a TLS socket of a program's own class, which get_request() has made, wait as well."""
+    global _want_read, _want_write
+    ssl: Any = sys.modules["ssl"]
+    cls = type(sock)
+    if hasattr(cls, "_fastsock_made") or not _genuine(ssl, cls):
+        return
+    _want_read, _want_write = ssl.SSLWantReadError, ssl.SSLWantWriteError
+    if cls not in _made:
+        _made[cls] = _subclass(cls)
+    made = vars(sock).get("_sslobj")
+    try:
+        sock.__class__ = _made[cls]
+    except TypeError:  # another layout
+        return
+    sock._sslobj = made
+
+
 def _genuine(ssl: Any, cls: Any) -> bool:
     """Whether a class is, or derives from, that of the standard library."""
     own = ssl.SSLSocket

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from fastsock import _hubs, _tls
+from fastsock import _guests, _hubs, _tls
 from fastsock._connection import Connection
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
 from fastsock._hub import Hub
@@ -184,6 +184,8 @@ def _adopt(hub: Hub, request: Any) -> None:
     """Have the calls on a request's socket wait by the hub."""
     if type(request) is Connection:
         hub.adopt(request)
+    else:
+        _guests.adopt(request)
 
 
 def _tasks_of(server: Any) -> Tasks:
