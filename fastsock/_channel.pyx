@@ -360,8 +360,17 @@ cdef class Channel:
 
     cdef int settle(self, object connection) except -1:
         """Have what a task has written to the connection leave before something else happens."""
-        if self.waiter is not None and self.waiter.here():
-            self.waiter.settle(self, connection)
+        if self.waiter is None:
+            return 0
+        if self.waiter.here():
+            return self.waiter.settle(self, connection)
+        return self.settle_for_another(connection)
+
+    cdef int settle_for_another(self, object connection) except -1:
+        """settle() where the caller is none of the tasks that the connection's waiter suspends."""
+        held = self.waiter.take_held(self)
+        if held is not None:
+            self.send(connection, bytes_of(<PyObject *> held), len(held), 0, True)
         return 0
 
     cdef object guest(self, object connection):
@@ -370,9 +379,7 @@ cdef class Channel:
         None: by blocking, in a thread without tasks. Otherwise, in the loop that starts the tasks
         or in a task of another thread's, a function (descriptor, read, write, seconds) -> ready.
         """
-        held = self.waiter.take_held(self)
-        if held is not None:  # by a task, and there is a thread that is to write after it
-            self.send(connection, bytes_of(<PyObject *> held), len(held), 0, True)
+        self.settle_for_another(connection)
         return _how_to_wait()
 
     cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,

@@ -106,6 +106,11 @@ def of_caller() -> Hub | None:
     return hub if (hub.active or hub.alive) and is_main(hub) else None
 
 
+def is_of_caller(hub: Hub) -> bool:
+    """Whether it is this thread's, whose number may have been that of one which has ended."""
+    return getattr(_here, "hub", None) is hub
+
+
 def forget_descriptor(descriptor: int) -> None:
     """Wake those who wait for a descriptor that is about to be closed, in any thread."""
     for hub in list(_all):

@@ -192,7 +192,7 @@ def _tasks_of(server: Any) -> Tasks:
     attributes = vars(server)
     tasks: Tasks | None = attributes.get("_fastsock_tasks")
     # Another thread's, if a loop is run there: process_request() may be called in any.
-    if tasks is None or tasks.hub.closed or not (tasks.hub.is_mine() or tasks.hub.active):
+    if tasks is None or tasks.hub.closed or not (_hubs.is_of_caller(tasks.hub) or tasks.hub.active):
         if tasks is not None and tasks.running:  # in a thread whose loop an exception has ended
             attributes.setdefault("_fastsock_left", []).append(tasks)
         tasks = attributes["_fastsock_tasks"] = Tasks(_hubs.of_thread())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from crews import CASTS, Cast, Crew, module_of
+from talks import Served
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.append(str(TESTS / "isolated"))
@@ -81,3 +83,22 @@ def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Program
     programs = Programs(tmp_path, parent)
     yield programs
     programs.close()
+
+
+@pytest.fixture
+def serve(
+    ss: ModuleType, time_limit: None, nothing_left_over: None
+) -> Iterator[Callable[..., Served]]:
+    """serve(handle, transport, base, handler attributes, **attributes of the server)
+
+    The server is a threading one of each implementation: `Threading...Server`.
+    """
+    made = []
+
+    def serve(handle: Callable[[Any], Any], *args: Any, **attributes: Any) -> Served:
+        made.append(Served(ss, handle, *args, **attributes))
+        return made[-1]
+
+    yield serve
+    for served in made:
+        served.close()
