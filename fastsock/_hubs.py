@@ -298,7 +298,15 @@ def describe(about: Any) -> str:
 def _log(message: str, *values: object) -> None:
     import logging  # late: programs that nothing is reported to do without it
 
-    logging.getLogger("fastsock").warning(message, *values)
+    try:
+        logging.getLogger("fastsock").warning(message, *values)
+    except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
+        # Of the program's logging: neither the loop's affair nor that of the task that runs.
+        import traceback
+
+        traceback.print_exc()
 
 
 def _held(about: Any, seconds: float) -> None:

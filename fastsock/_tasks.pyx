@@ -447,6 +447,7 @@ cdef class Scheduler(Waiter):
             self.end(task)
         task.greenlet = _current_greenlet()
         task.outcome = READY
+        self.account(task)  # of which a signal handler's error may come: it is not to be queued yet
         self.enqueue(task)
         self.pass_on(task)
         if task.doomed:

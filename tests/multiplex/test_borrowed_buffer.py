@@ -7,7 +7,6 @@ processes of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,21 +100,21 @@ def test_after_the_loop(script: Script, where: str) -> None:
     """An rfile that was kept, whose bytes were in the buffer when its loop ended."""
     text = """
     import threading
-    
+
     kept, ready, go_on = [], threading.Event(), threading.Event()
-    
+
     def handle(self):
         self.rfile.peek()
         kept.extend([self.rfile, self.request])
         ready.set()
-    
+
     def keep(self, *request):
         pass
-    
+
     server_class = type("Server", (ss.ThreadingTCPServer,), {"shutdown_request": keep})
     handler = type("Handler", (ss.StreamRequestHandler,), {"handle": handle, "finish": keep})
     server = server_class(("127.0.0.1", 0), handler)
-    
+
     def talk():
         with socket.create_connection(server.server_address, TIMEOUT) as client:
             client.sendall(b"hello ")
@@ -123,15 +122,15 @@ def test_after_the_loop(script: Script, where: str) -> None:
             server.shutdown()
             client.sendall(b"world" * 3000 + b"\\n")
             go_on.wait(TIMEOUT)
-    
+
     talking = threading.Thread(target=talk)
     talking.start()
     server.serve_forever(0.002)
     junk = [bytearray(100) for _ in range(1000)]
-    
+
     def read():
         print(kept[0].readline() == b"hello " + b"world" * 3000 + b"\\n")
-    
+
     if sys.argv[1] == "loop":
         read()
     else:
