@@ -25,7 +25,7 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_channel": {"_sys", "_clock", "_turn"},
     "_stream": {"_channel"},
-    "_reader": {"_channel", "_stream"},
+    "_reader": {"_sys", "_channel", "_stream"},
     "_writer": {"_channel", "_stream"},
     "_direct": {"_channel"},
     "_tasks": {"_sys", "_clock", "_channel"},
