@@ -109,7 +109,8 @@ class Connection(_Base):
     def dup(self) -> Any:
         """As ``socket.socket.dup``; the copy waits where this one does."""
         copy = super().dup()
-        _channel.share_waiter(self, copy)
+        if type(copy) is Connection:  # a program may have patched socket.socket
+            _channel.share_waiter(self, copy)
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:

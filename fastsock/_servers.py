@@ -395,6 +395,9 @@ class TCPServer(BaseServer):
         request, client_address = self.socket.accept()
         if GENUINE is not None and type(request) is GENUINE and unpatched():
             request = adopt(Connection, request)
+            control = getattr(self, "__dict__", {}).get("_fastsock")
+            if type(control) is Control and control.adopt is not None:
+                control.adopt(request)  # an override of this may read from it at once
         return request, client_address
 
     def shutdown_request(self, request: RequestType) -> None:

@@ -301,3 +301,35 @@ def test_closed_by_another_it_wakes_who_waits(fastsock_dir: str | None, time_lim
             stack.enter_context(connect(server))
             wait_until(lambda: bool(results))
     assert results == [errno.EBADF]
+
+
+def test_one_read_in_get_request_keeps_handlers_going(fastsock_dir: str | None) -> None:
+    """What waits there delays other accepts, and no handler."""
+    module = module_of("multiplexing", fastsock_dir)
+    reading = threading.Event()
+
+    class Server(module.ThreadingTCPServer):
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            if self.asks:
+                reading.set()
+                assert request.recv(1) == b"?"
+            return request, address
+
+        asks = False
+
+    def handle(self: Any) -> None:
+        for line in self.rfile:
+            self.wfile.write(line)
+
+    with Server(("127.0.0.1", 0), handling(module, handle)) as server, serving(server):
+        with connect(server) as client, client.makefile("rb") as answers:
+            client.sendall(b"before\n")
+            assert answers.readline() == b"before\n"
+            server.asks = True
+            with connect(server) as silent:
+                assert reading.wait(TIMEOUT)
+                client.sendall(b"meanwhile\n")
+                assert answers.readline() == b"meanwhile\n"
+                silent.sendall(b"?at last\n")
+                assert silent.recv(100) == b"at last\n"
