@@ -61,6 +61,7 @@ cdef class Channel:
                              int flags, nanoseconds deadline, int *error) except -1
     cdef int close(self) except -1
     cdef int settle(self, object connection) except -1
+    cdef bint has_packets(self) noexcept
     cdef int settle_for_another(self, object connection) except -1
     cdef object guest(self, object connection)
     cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,

@@ -206,6 +206,10 @@ cdef class Channel:
         if self.descriptor >= 0:
             _sys.close(self.descriptor)
 
+    cdef bint has_packets(self) noexcept:
+        """Whether a receive into too small a buffer may lose bytes."""
+        return self.kind != _sys.SOCK_STREAM
+
     cdef int current(self, object connection, nanoseconds *limit) except -2:
         """The descriptor, and how long a call may take."""
         if not self.handed_over:

@@ -12,7 +12,6 @@ from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memmove
 
-from fastsock cimport _sys
 from fastsock._channel cimport NOTHING, OVERDUE
 from fastsock._stream cimport Stream, optional_size, unsupported
 
@@ -137,7 +136,7 @@ cdef class Reader(Stream):
                 self.start = 0
             else:
                 self.make_room(2 * self.room)
-        if self.channel.kind != _sys.SOCK_STREAM and self.room - self.end < self.size:
+        if self.channel.has_packets() and self.room - self.end < self.size:
             self.make_room(self.end + self.size)  # what does not fit of a packet is lost
         count = self.receive(self.buffer + self.end, self.room - self.end)
         if count > 0:
@@ -258,7 +257,7 @@ cdef class Reader(Stream):
             filled = have
             while size < 0 or filled < <size_t> size:
                 if filled == room or (size < 0 and room - filled < self.size
-                                      and self.channel.kind != _sys.SOCK_STREAM):
+                                      and self.channel.has_packets()):
                     room *= 2
                     if size >= 0 and room > <size_t> size:
                         room = <size_t> size

@@ -20,13 +20,17 @@ def seen(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("wbufsize", [0, -1, 3])
-def test_flush(fastsock_dir: str | None, time_limit: None, wbufsize: int) -> None:
+@pytest.mark.parametrize("past_it", [False, True])
+def test_flush(fastsock_dir: str | None, time_limit: None, wbufsize: int, past_it: bool) -> None:
     found = []
 
     def handle(handler: Any) -> None:
         handler.rfile.readline()
-        handler.wfile.write(b"a")
-        handler.wfile.write(b"b")
+        if past_it:
+            handler.request.sendall(b"ab")
+        else:
+            handler.wfile.write(b"a")
+            handler.wfile.write(b"b")
         handler.wfile.flush()
         found.append(seen(client))
 

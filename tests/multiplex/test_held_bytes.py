@@ -330,3 +330,25 @@ def test_flush_when_nobody_reads(serve: Serve) -> None:
         assert flushing.wait(TIMEOUT)
         assert served.ask(b"ask\n") == b"answer\n"
         assert receive(client).strip(b"xy") == b"end"
+
+
+@pytest.mark.parametrize("closes", ["task", "thread"])
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_closed_when_nobody_reads(serve: Serve, closes: str, handed_over: bool) -> None:
+    """What sendall() has returned for is sent all the same."""
+    full = threading.Event()
+
+    def handle(self: Any) -> None:
+        fill(self.request)
+        self.request.setblocking(True)
+        if handed_over:
+            self.request.getpeername()
+        self.wfile.close()
+        self.rfile.close()
+        full.set()
+        self.request.sendall(b"last words\n")
+        (in_thread if closes == "thread" else lambda call: call())(self.request.close)
+
+    with serve(handle, handler={"finish": lambda self: None}).connect() as client:
+        assert full.wait(TIMEOUT)
+        assert receive(client).strip(b"xy") == b"last words\n"

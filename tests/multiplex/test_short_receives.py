@@ -30,6 +30,14 @@ class Meanwhile:
         self.received = multiplexing.Event()
         self.sent = multiplexing.Event()
 
+    def begin(self, request: Any) -> None:
+        """Of the handler: it waits for its connection once, which is in the hub's epoll then."""
+        request.sendall(b"ready\n")
+
+    def say(self, client: socket.socket, what: bytes) -> None:
+        assert client.recv(6) == b"ready\n"
+        client.sendall(what)
+
     def handler_waits(self) -> None:
         self.received.set()
         assert self.sent.wait(TIMEOUT)
@@ -66,13 +74,15 @@ def test_descriptors_that_come_along(serve: Serve, kind: int, call: str, carrier
         return result if call == "recv" else result[0]
 
     def handle(self: Any) -> None:
+        meanwhile.begin(self.request)
         assert self.request.recv(100) == b"go"
         meanwhile.handler_waits()
         while piece := get(self.request):
             found.append(piece)
 
     served = serve(handle, "UnixStream", "BaseRequestHandler", socket_type=kind)
-    client = served.connect(b"go")
+    client = served.connect()
+    meanwhile.say(client, b"go")
     parts = [b"one", b"two", b"three"]
     meanwhile.client_sends(
         *(
@@ -90,13 +100,15 @@ def test_descriptors_that_come_along(serve: Serve, kind: int, call: str, carrier
 
 def test_lines_with_descriptors(serve: Serve) -> None:
     def handle(self: Any) -> None:
+        meanwhile.begin(self.request)
         while line := self.rfile.readline():
             if line == b"first\n":
                 meanwhile.handler_waits()
             self.wfile.write(line)
 
     meanwhile = Meanwhile()
-    with serve(handle, "UnixStream").connect(b"first\n") as client, client.makefile("rb") as file:
+    with serve(handle, "UnixStream").connect() as client, client.makefile("rb") as file:
+        meanwhile.say(client, b"first\n")
         meanwhile.client_sends(
             lambda: socket.send_fds(client, [b"second\n"], [0]), lambda: client.sendall(b"third\n")
         )
@@ -196,6 +208,7 @@ def test_packets_are_not_merged(serve: Serve) -> None:
     meanwhile = Meanwhile()
 
     def handle(self: Any) -> None:
+        meanwhile.begin(self.request)
         self.request.recv(100)
         meanwhile.handler_waits()
         while packet := self.request.recv(100):
@@ -204,7 +217,8 @@ def test_packets_are_not_merged(serve: Serve) -> None:
             self.request.send(b"-")
 
     served = serve(handle, "UnixStream", "BaseRequestHandler", socket_type=SEQPACKET)
-    with served.connect(b"go") as client:
+    with served.connect() as client:
+        meanwhile.say(client, b"go")
         meanwhile.client_sends(lambda: client.send(b"one"), lambda: client.send(b"two"))
         found = [client.recv(100) for _ in range(6)]
     assert found == [b"one", b"|", b"-", b"two", b"|", b"-"]
@@ -216,6 +230,7 @@ def test_packets_by_files(serve: Serve, size: int) -> None:
     meanwhile = Meanwhile()
 
     def handle(self: Any) -> None:
+        meanwhile.begin(self.request)
         assert self.rfile.readline() == b"go\n"
         meanwhile.handler_waits()
         for _ in range(2):
@@ -229,7 +244,8 @@ def test_packets_by_files(serve: Serve, size: int) -> None:
     packets = [first[:1], first[1:] + b"\n" + second[:2], second[2:] + b"\n" + third[:2]]
     packets += [third[2:] + rest[:2], *(rest[at : at + size] for at in range(2, len(rest), size))]
     expected = [first + b"\n", second + b"\n", third, rest]
-    with served.connect(b"go\n") as client:
+    with served.connect() as client:
+        meanwhile.say(client, b"go\n")
         meanwhile.client_sends(
             lambda: [client.send(packet) for packet in packets],
             lambda: client.shutdown(socket.SHUT_WR),
