@@ -216,10 +216,13 @@ cdef class Scheduler(Waiter):
         now on. tasks: the parent's, which are never to run here, not even to be unwound when
         nothing refers to them any more.
         """
+        cdef bint was_open = self.poller >= 0
         for task in tasks:
             Py_INCREF(task)
         self.close()
-        if PyThread_get_thread_ident() == self.thread and self.current is self.main:
+        if not was_open:
+            pass  # its thread has, or will have, another
+        elif PyThread_get_thread_ident() == self.thread and self.current is self.main:
             self.timers = []
             self.starting.clear()
             self.head = self.tail = self.main.next = None

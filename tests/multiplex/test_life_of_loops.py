@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support import TIMEOUT, multiplexes
+from crews import module_of
+from support import TIMEOUT, connect, handling, multiplexes
 from talks import Served, output, program
 
 from fastsock import multiplexing
@@ -283,3 +284,18 @@ def test_a_handler_that_only_writes(serve: Serve, how: str) -> None:
         finally:
             over.set()
             drain.kill()
+
+
+def test_a_fork_when_all_is_over_makes_nothing(fastsock_dir: str | None) -> None:
+    """A hub that was closed is not opened again in the child."""
+    module = module_of("multiplexing", fastsock_dir)
+    handler = handling(module, lambda self: self.wfile.write(b"done\n"))
+    with module.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        with connect(server) as client:
+            server.handle_request()
+            assert client.recv(10) == b"done\n"
+    before = len(os.listdir("/proc/self/fd"))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(os.listdir("/proc/self/fd")) - before)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -14,6 +14,9 @@ from fastsock.bench import _chart
 from fastsock.bench._report import MissingExtra
 from fastsock.bench._results import Run
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 pytest.importorskip("matplotlib")
 
 RUNS = {

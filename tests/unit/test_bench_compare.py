@@ -14,6 +14,9 @@ from fastsock.bench import _compare
 from fastsock.bench._compare import Comparison, compare
 from fastsock.bench._results import Key, ResultsError, Run
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 SCENARIOS = tuple(name for name in bench_runs.TABLE if name not in ("opening", "connections"))
 
 

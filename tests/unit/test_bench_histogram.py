@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from fastsock.bench._load import Histogram
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 SECONDS_OF_A_DAY = 86400
 
 durations = st.lists(st.integers(0, 60 * 10**9), min_size=1, max_size=300)

@@ -14,6 +14,9 @@ from loads import LINE, LONG, descriptors, each_kind, echoing, needs_ipv6, opene
 from fastsock.bench import _load
 from fastsock.bench._load import StreamLoad
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 # --- honest servers
 
 

@@ -11,6 +11,9 @@ from loads import LINE, LONG, echoing, opened
 
 from fastsock.bench._load import StreamLoad
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 
 def test_open_makes_no_connection_and_run_makes_all() -> None:
     with (

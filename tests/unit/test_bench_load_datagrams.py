@@ -15,6 +15,9 @@ from loads import LONG, needs_ipv6
 from fastsock.bench import _load
 from fastsock.bench._load import DatagramLoad
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 
 def datagram_load(address: Any, connections: int = 1, size: int = 32, **options: Any) -> Any:
     load = DatagramLoad(address, connections, size, **{"timeout": 5, **options})

@@ -14,6 +14,9 @@ from loads import LONG
 
 from fastsock.bench._load import StreamLoad
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 GET = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 BODY = b"The body of a response.\n"
 

@@ -20,6 +20,9 @@ from support import Background
 
 from fastsock.bench._load import DatagramLoad, Load, StreamLoad
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 BODY = b"The body of a response.\n"
 
 

@@ -12,6 +12,9 @@ from fastsock.bench import _measure, _scenarios
 from fastsock.bench._measure import Bench, Step
 from fastsock.bench._results import Measurement, Run, Settings
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 SERVERS = frozenset(("socketserver", "fastsock"))
 
 

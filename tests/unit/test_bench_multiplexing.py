@@ -9,6 +9,9 @@ import pytest
 from fastsock.bench import _cli, _measure, _scenarios
 from fastsock.bench._results import MULTIPLEXING, STANDARD, Settings
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 SETTINGS = Settings(rounds=1, seconds=0.1, backlog=0, quick=False)
 THREADING = {
     "threads",

@@ -13,6 +13,9 @@ import pytest
 from fastsock.bench import _progress, _report
 from fastsock.bench._results import LeftOut, Run, Spread
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

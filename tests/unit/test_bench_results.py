@@ -12,6 +12,9 @@ import pytest
 from fastsock.bench import _results
 from fastsock.bench._results import Key, LeftOut, ResultsError, Run, Spread
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 
 def made() -> Run:
     run = bench_runs.simulate(1, scenarios=("sync", "lines"), rounds=2)

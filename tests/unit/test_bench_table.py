@@ -16,6 +16,9 @@ import pytest
 from fastsock.bench import _scenarios
 from fastsock.bench._results import MULTIPLEXING, Latency, Measurement, Run
 
+# The load is C and its reports plain Python; that it runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the load and the reports")
+
 PATH = Path(__file__).resolve().parents[2] / "ci" / "multiplexing_table"
 SERVERS = ("socketserver", "fastsock", MULTIPLEXING, "uvloop Protocol", "uvloop streams", "C")
 
