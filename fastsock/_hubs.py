@@ -219,7 +219,7 @@ class Tasks:
                     ended.acquire()
         elif hub.runs_here():
             caller = hub.current
-            while self.running - {caller}:
+            while len(self.running) > (caller in self.running):
                 ended_one = Event()  # and no park(), which may be sending something when it comes
                 self._waiting.append(ended_one.set)
                 ended_one.wait()
