@@ -10,6 +10,7 @@ who tells when it is closed, edge-triggered.
 Threads: see ``_tasks``.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
@@ -24,6 +25,7 @@ cdef enum:
     SIGNALS = 500 * MILLISECOND
 
 
+@cython.no_gc_clear  # it takes itself out of the hub's table, also when the collector drops it
 cdef class Slot:
     """A descriptor in a hub's epoll."""
 

@@ -62,6 +62,7 @@ cdef class Scheduler(Waiter):
     cdef bint fired  # one of them may be ready
     cdef bint interrupted  # by a signal
     cdef nanoseconds until
+    cdef nanoseconds polled_at  # 0: what was due then has been told
     cdef nanoseconds resumed_at
     cdef nanoseconds threshold
     cdef object report
@@ -97,6 +98,7 @@ cdef class Scheduler(Waiter):
     cpdef int wake_with(self, Task task, int outcome) except -1
     cdef int give_way(self) except -1
     cdef int expire(self, nanoseconds now) except -1
+    cdef int expire_polled(self) except -1
     cdef int unlink(self, Task task) except -1
     cdef int set_timer(self, Task task) except -1
     cdef void drop_timer(self, Task task) noexcept

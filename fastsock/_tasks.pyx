@@ -229,6 +229,7 @@ cdef class Scheduler(Waiter):
             self.main.queued = False
             self.ready = self.quota = 0
             self.event_next = self.event_count = 0
+            self.polled_at = 0
             self.alive = 0
             self.open()
         else:
@@ -466,6 +467,8 @@ cdef class Scheduler(Waiter):
                 task = self.event(&self.events[self.event_next - 1])
                 if task is not None:
                     return task
+            elif self.polled_at != 0:
+                self.expire_polled()
             elif self.quota > 0 and self.head is not None:
                 self.quota -= 1
                 return self.dequeue()
@@ -525,8 +528,17 @@ cdef class Scheduler(Waiter):
             now = monotonic()
             if self.until != NEVER and now >= self.until:
                 self.enqueue(self.main)
-            self.expire(now)
+            self.polled_at = now
         self.quota = self.ready
+        return 0
+
+    cdef int expire_polled(self) except -1:
+        """After the events of a poll: what has come by then is in time, however late it is seen."""
+        cdef nanoseconds now = self.polled_at
+        cdef size_t before = self.ready
+        self.polled_at = 0
+        self.expire(now)
+        self.quota += self.ready - before
         return 0
 
     # The queue of those that are ready

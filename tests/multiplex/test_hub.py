@@ -327,6 +327,54 @@ def test_a_fork_in_a_handler(programs: Programs) -> None:
     assert (found.status, found.out) == (0, "b'child line\\n'\n[0]\n"), found
 
 
+def test_a_fork_after_the_collector(programs: Programs) -> None:
+    """Connections that nobody has closed, and that the collector has found: the hub has no more."""
+    process = programs.script(
+        """
+        import gc, os, socket, threading, warnings
+        import fastsock
+
+        warnings.simplefilter("ignore")
+        statuses = []
+
+        class Handler(fastsock.StreamRequestHandler):
+            def handle(self):
+                self.itself = self
+                self.wfile.write(b"ready\\n")  # as soon as it waits
+                if self.rfile.readline() == b"fork\\n":
+                    gc.collect()
+                    pid = os.fork()
+                    if pid == 0:
+                        os._exit(0)
+                    statuses.append(os.waitpid(pid, 0)[1])
+                self.wfile.write(b"done\\n")
+
+            def finish(self):
+                pass
+
+        class Server(fastsock.MultiplexingTCPServer):
+            def shutdown_request(self, request):
+                pass
+
+        server = Server(("127.0.0.1", 0), Handler)
+        loop = threading.Thread(target=server.serve_forever)
+        loop.start()
+        clients = []
+        for line in [b"line\\n"] * 50 + [b"fork\\n"]:
+            clients.append(socket.create_connection(server.server_address, 20))
+            clients[-1].recv(100)
+            clients[-1].sendall(line)
+            clients[-1].recv(100)
+        server.shutdown()
+        loop.join()
+        server.server_close()
+        print(statuses)
+        """
+    )
+    found = end(process)
+    assert (found.status, found.out) == (0, "[0]\n"), found
+
+
 def test_exit_with_many_suspended_handlers(programs: Programs) -> None:
     found = programs.run_script(
         """
