@@ -17,6 +17,9 @@ from support import TIMEOUT, wait_until
 
 from fastsock.bench import _results, _scenarios
 
+# That every kind of load runs on every Python is test_bench_kinds.py's.
+pytestmark = pytest.mark.once("of the command: the load is C, each server a program of a page")
+
 # `python -m fastsock bench`, but behind whatever else is tested at the same time: what it measures
 # here does not matter, and it takes all cores.
 NICE = """
@@ -66,7 +69,6 @@ def check(run: _results.Run, scenario: str, connections: set[int], rounds: int =
             assert one.memory is one.opening is None
 
 
-@pytest.mark.once("the load is C, and each server a program of a page")
 @pytest.mark.parametrize("scenario", [name for name in NAMES if name != COLD])
 def test_every_scenario_on_both(programs: Programs, scenario: str) -> None:
     extra: tuple[str | Path, ...] = ()
