@@ -94,6 +94,17 @@ def _this_thread() -> tuple[int, int]:
 
 
 _new: Any = object.__new__
+_init: Any = BaseRequestHandler.__init__
+
+
+def _is_method(cls: type, init: Any) -> bool:
+    """Whether a class has init as its ``__init__`` as it is: no staticmethod() of it, say."""
+    if init is _init:
+        return True
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__:
+            return type(init) is FunctionType and base.__dict__["__init__"] is init
+    return False
 
 
 class BaseServer:
@@ -233,11 +244,12 @@ class BaseServer:
         cls: Any = self.RequestHandlerClass
         kind: Any = type(cls)
         init: Any = getattr(cls, "__init__", None)
-        if kind is type and cls.__new__ is _new and type(init) is FunctionType:
+        if kind is type and cls.__new__ is _new and _is_method(cls, init):
             # What type.__call__() does, without its C frames: every suspended handler of a
             # multiplexing server keeps a copy of them.
-            if init(_new(cls), request, client_address, self) is not None:
-                raise TypeError("__init__() should return None")
+            returned = init(_new(cls), request, client_address, self)
+            if returned is not None:
+                raise TypeError(f"__init__() should return None, not {type(returned).__name__!r}")
         else:
             cls(request, client_address, self)
 

@@ -447,3 +447,57 @@ def test_finish_request_without_a_handler_class(ss: ModuleType, make: Make) -> N
     server.RequestHandlerClass = None
     with serving(server), connect(server) as client:
         assert receive(client) == str(client.getsockname()[1]).encode()
+
+
+class _Getter:
+    """As a decorator may put in the place of a method."""
+
+    def __init__(self, called: list[Any]) -> None:
+        self.called = called
+
+    def __get__(self, instance: Any, cls: Any) -> Callable[..., None]:
+        kind = "class" if instance is None else "instance"
+
+        def init(*args: Any) -> None:
+            self.called.append((kind, args[0]))
+
+        return init
+
+
+@pytest.mark.parametrize("way", ["method", "static", "descriptor", "returns", "new", "metaclass"])
+def test_handler_classes_made_oddly(ss: ModuleType, way: str) -> None:
+    """A handler is made as any call of its class makes an instance."""
+    called: list[Any] = []
+
+    class Meta(type):
+        def __call__(cls, *args: Any) -> None:
+            called.append(("metaclass", args[0]))
+
+    class Handler:
+        def __init__(self, *args: Any) -> None:
+            called.append(("instance", args[0]))
+
+    class Other(Handler):
+        if way == "static":
+            __init__ = staticmethod(lambda *args: called.append(("static", args[0])))
+        elif way == "descriptor":
+            __init__ = _Getter(called)  # type: ignore[assignment]
+        elif way == "returns":
+
+            def __init__(self, *args: Any) -> None:
+                return 5  # type: ignore[return-value]  # noqa: PLE0101
+
+        elif way == "new":
+
+            def __new__(cls, *args: Any) -> Any:
+                called.append(("new", args[0]))
+
+    made: Any = Meta("Made", (), {}) if way == "metaclass" else Other
+    server = ss.BaseServer(None, made)
+    if way == "returns":
+        with pytest.raises(TypeError, match="should return None, not 'int'"):
+            server.finish_request("request", None)
+        return
+    server.finish_request("request", None)
+    expected = {"method": "instance", "descriptor": "instance"}.get(way, way)
+    assert called == [(expected, "request")]
