@@ -86,8 +86,12 @@ cdef class DirectWriter:
             self.channel.settle(self.connection)
 
     def close(self):
-        """Close the file, not the connection."""
-        self.is_closed = True
+        """Flush, and close the file, not the connection."""
+        if not self.is_closed:
+            try:
+                self.flush()  # a program may have put one of its own there
+            finally:
+                self.is_closed = True
 
     @property
     def closed(self):

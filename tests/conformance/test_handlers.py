@@ -103,6 +103,23 @@ def test_files(ss: ModuleType, pair: Any, wbufsize: int) -> None:
     assert receive(client) == b""  # no file keeps it open
 
 
+def test_closing_wfile_flushes_it(ss: ModuleType, make: Make) -> None:
+    """Once, by the method that it has, be it the program's own."""
+    closed_by_then: list[bool] = []
+
+    def handle(self: Any) -> None:
+        self.wfile.flush = lambda: closed_by_then.append(self.wfile.closed)
+        self.wfile.write(b"x")
+        self.wfile.close()
+        self.wfile.close()
+        assert self.wfile.closed
+
+    server = make(ss.TCPServer, handling(ss, handle))
+    with serving(server), connect(server) as client:
+        assert receive(client) == b"x"
+    assert closed_by_then == [False]
+
+
 def test_rfile_is_a_buffered_reader(ss: ModuleType, pair: Any) -> None:
     client, request = pair
     client.sendall(b"line\nmore lines\nand\nbytes" + b"x" * 100_000)
