@@ -82,12 +82,14 @@ def test_does_the_same_as_the_standard_library(request: pytest.FixtureRequest) -
             assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.once("it only checks the test")
 def test_the_test_is_stable() -> None:
     """The standard library does the same twice: what is compared depends on no chance."""
     result = differential(100, "socketserver")
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.once("it only checks the test")
 @pytest.mark.parametrize("what", BROKEN)
 def test_finds_what_is_broken(what: str, tmp_path: Path) -> None:
     before, after = BROKEN[what]
