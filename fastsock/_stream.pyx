@@ -150,7 +150,7 @@ cdef class Stream(Borrower):
         self.check_attached()
         if self.socket_io is None:
             made = socket.SocketIO(self.connection, self.direction)
-            made._timeout_occurred = self.timed_out
+            made._timeout_occurred = bool(self.timed_out)
             if self.is_closed:
                 io.RawIOBase.close(made)
             self.socket_io = made
@@ -188,7 +188,7 @@ cdef class Stream(Borrower):
     @property
     def closed(self):
         self.check_attached()
-        return self.is_closed or self.raw_closed()
+        return bool(self.is_closed or self.raw_closed())
 
     @property
     def name(self):

@@ -23,7 +23,7 @@ cdef class Task:
     cdef readonly Scheduler hub
     cdef Task next  # in the queue of those that are ready
     cdef flag queued
-    cdef readonly flag doomed  # it is to end: whatever it waits for raises GreenletExit
+    cdef flag doomed  # it is to end: whatever it waits for raises GreenletExit
     cdef unsigned char refusals  # to end
     cdef unsigned char outcome  # of its wait
     cdef short wants  # POLLIN, POLLOUT or both: of a descriptor that isn't a connection's

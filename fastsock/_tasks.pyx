@@ -80,6 +80,11 @@ cdef class Task:
         self.deadline = NEVER
         self.outcome = READY
 
+    @property
+    def doomed(self):
+        """Whether it is to end."""
+        return bool(self.doomed)
+
     def take_call(self):
         """What it is to do; nothing else is to hold on to that while it does."""
         call, self.call = self.call, None

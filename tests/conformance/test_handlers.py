@@ -103,6 +103,22 @@ def test_files(ss: ModuleType, pair: Any, wbufsize: int) -> None:
     assert receive(client) == b""  # no file keeps it open
 
 
+@each_wbufsize
+def test_closed_is_a_bool(ss: ModuleType, make: Make, wbufsize: int) -> None:
+    seen: list[Any] = []
+
+    def handle(self: Any) -> None:
+        for file in (self.rfile, self.wfile):
+            seen.append(file.closed)
+            file.close()
+            seen.append(file.closed)
+
+    server = make(ss.TCPServer, handling(ss, handle, wbufsize=wbufsize))
+    with serving(server), connect(server) as client:
+        assert receive(client) == b""
+    assert [(type(each), each) for each in seen] == [(bool, False), (bool, True)] * 2
+
+
 def test_closing_wfile_flushes_it(ss: ModuleType, make: Make) -> None:
     """Once, by the method that it has, be it the program's own."""
     closed_by_then: list[bool] = []
