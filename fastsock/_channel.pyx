@@ -131,8 +131,10 @@ cdef class Borrower:
 cdef class Waiter:
     """Where the connections of a multiplexing server wait, in the place of their thread.
 
-    The methods do what those of ``Channel`` with the same name do. They are called only where
-    ``here()`` is true: by a thread, and a green thread of it, that the waiter can suspend.
+    An interface, of which no instance is made: ``_hub.Hub`` has all of the methods. They do what
+    those of ``Channel`` with the same name do, and are called only where ``here()`` is true: by a
+    thread, and a green thread of it, that the waiter can suspend. Any thread may call
+    ``wake_all()``, ``take_held()`` and ``forget()``.
     """
 
     cdef bint here(self) noexcept:
