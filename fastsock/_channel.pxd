@@ -23,6 +23,7 @@ cdef class Waiter:
     cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
                                       size_t size, int flags, Borrower borrower) except -1
     cdef char *lent(self) noexcept
+    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1
     cdef object running(self)

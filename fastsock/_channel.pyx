@@ -156,6 +156,10 @@ cdef class Waiter:
     cdef char *lent(self) noexcept:
         return NULL
 
+    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
+        """Whether it has put bytes behind those that are held back already, as send() would."""
+        return False
+
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
         raise NotImplementedError

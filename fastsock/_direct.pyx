@@ -47,11 +47,16 @@ cdef class DirectWriter:
     def write(self, b, /):
         """Send all of the bytes; return how many these are."""
         cdef Py_buffer view
-        if self.channel is None:
+        cdef Channel channel = self.channel
+        cdef Py_ssize_t size
+        if channel is None:
             return self.cls.write(self, b)
         if type(b) is bytes:
-            self.channel.send(self.connection, PyBytes_AS_STRING(b), PyBytes_GET_SIZE(b), 0, True)
-            return PyBytes_GET_SIZE(b)
+            size = PyBytes_GET_SIZE(b)
+            if (channel.waiter is None
+                    or not channel.waiter.gathers(channel, PyBytes_AS_STRING(b), size)):
+                channel.send(self.connection, PyBytes_AS_STRING(b), size, 0, True)
+            return size
         PyObject_GetBuffer(b, &view, PyBUF_SIMPLE)
         try:
             self.channel.send(self.connection, <char *> view.buf, view.len, 0, True)

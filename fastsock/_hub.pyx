@@ -327,6 +327,17 @@ cdef class Hub(Descriptors):
 
     # Sending
 
+    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
+        # Who holds back bytes of a connection has looked at everything else, and whatever changes
+        # it sends them first.
+        if (self.sender is not channel or self.held == 0 or size >= DIRECT
+                or self.held + size > OUTGOING or self.given >= MOST_BYTES or not self.here()):
+            return False
+        memcpy(self.outgoing + self.held, data, size)
+        self.held += size
+        self.given += size
+        return True
+
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
         cdef nanoseconds limit = channel.limit
