@@ -1,8 +1,5 @@
 from fastsock._clock cimport nanoseconds
-
-
-# A bint that takes one byte, in objects of which every connection has one.
-ctypedef unsigned char flag
+from fastsock._ledger cimport Record, flag
 
 
 cdef class Borrower:
@@ -35,13 +32,14 @@ cdef class Waiter:
     cdef int forget(self, Channel channel) except -1
 
 
-cdef class Channel:
-    cdef object __weakref__
+cdef class Channel(Record):
     cdef Waiter waiter  # None: its thread waits
     cdef object slot  # the waiter's
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
     cdef int descriptor  # owned; -1: given away or closed
+    cdef int handed  # what the socket object was given, until it is closed or detached; or -1
     cdef flag handed_over  # the socket object has the descriptor and the timeout
+    cdef flag in_message  # a part of one has been read: what it waits for is the rest
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
     cdef int family
     cdef int kind

@@ -18,6 +18,8 @@ the call.
 import _socket
 import warnings
 
+cimport cython
+
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
@@ -29,6 +31,7 @@ from libc.string cimport memcpy
 
 from fastsock cimport _sys
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._ledger cimport IDLE, READING, WORKING, WRITING, Record
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 
 cdef extern from "Python.h":
@@ -193,11 +196,12 @@ cdef class Waiter:
         raise NotImplementedError
 
 
-cdef class Channel:
+@cython.no_gc_clear  # as its record
+cdef class Channel(Record):
     """The descriptor of a connection; one per connection."""
 
     def __cinit__(self):
-        self.descriptor = -1
+        self.descriptor = self.handed = -1
         self.handed_over = True
         self.limit = NEVER
 
@@ -209,8 +213,17 @@ cdef class Channel:
                           ResourceWarning, stacklevel=1)
 
     def __dealloc__(self):
+        if self.ledger is not None:
+            self.end()  # before anything of it is given up: what is on the list can be used
         if self.descriptor >= 0:
             _sys.close(self.descriptor)
+
+    cdef int cut(self, int direction) except -1:
+        cdef int descriptor = self.descriptor if self.descriptor >= 0 else self.handed
+        # Under the GIL, as whatever closes it: it is the connection's.
+        if descriptor >= 0:
+            _sys.shutdown(descriptor, direction)
+        return 0
 
     cdef bint has_packets(self) noexcept:
         """Whether a receive into too small a buffer may lose bytes."""
@@ -247,6 +260,7 @@ cdef class Channel:
             return 0
         _init(connection, self.family, self.kind, self.proto, self.descriptor)
         self.handed_over = True
+        self.handed = self.descriptor
         self.descriptor = -1
         if self.limit != NEVER or _getdefaulttimeout() is not None:
             _settimeout(connection, _seconds(self.limit))
@@ -269,15 +283,22 @@ cdef class Channel:
         if self.eager and flags == 0:
             count = _sys.recv(descriptor, buffer, size, _sys.MSG_DONTWAIT)
             if count >= 0:
+                self.received += <size_t> count
                 return count
             error = _sys.errno
             self.eager = False
             if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                 fail(error)
-        count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
-                              _deadline(limit), &error)
+        self.doing = READING if self.in_message else IDLE
+        try:
+            count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
+                                  _deadline(limit), &error)
+        finally:
+            self.doing = WORKING
         if error:
             fail(error)
+        if not flags & _sys.MSG_PEEK:
+            self.received += <size_t> count
         # The sender is ahead of us: the next bytes will probably be there.
         self.eager = <size_t> count == size
         return count
@@ -286,7 +307,9 @@ cdef class Channel:
         """Receive what is there already; 0 if that is nothing, or an error."""
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
-        return _at_once(descriptor, buffer, size)
+        cdef size_t count = _at_once(descriptor, buffer, size)
+        self.received += count
+        return count
 
     cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
                          bint all_of_it) except -1:
@@ -310,6 +333,7 @@ cdef class Channel:
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count
+                self.sent += sent
                 if sent == size or (limit != NEVER and not all_of_it):
                     return sent
             else:
@@ -318,8 +342,14 @@ cdef class Channel:
                     fail(error)
         deadline = _deadline(limit)
         while True:
-            sent += self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
-                                  flags | _sys.MSG_NOSIGNAL, deadline, &error)
+            self.doing = WRITING
+            try:
+                count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
+                                      flags | _sys.MSG_NOSIGNAL, deadline, &error)
+            finally:
+                self.doing = WORKING
+            sent += <size_t> count
+            self.sent += <size_t> count
             if error:
                 if sent and not all_of_it:
                     return sent  # as send(2) itself: the next call meets the error
@@ -410,6 +440,10 @@ cdef class Channel:
             error = _sys.errno
             if count >= 0:
                 done += <size_t> count
+                if writing:
+                    self.sent += <size_t> count
+                else:
+                    self.received += <size_t> count
                 if not writing or done >= size or (limit != NEVER and not all_of_it):
                     return done
                 continue
@@ -440,6 +474,7 @@ cdef class Channel:
             self.waiter.forget(self)
         cdef int descriptor = self.descriptor
         self.descriptor = -1
+        self.end()
         # Without SO_LINGER, which setsockopt() alone sets, close(2) does not wait.
         if descriptor >= 0 and _sys.close(descriptor) < 0 and _sys.errno != _sys.ECONNRESET:
             fail(_sys.errno)
@@ -624,12 +659,14 @@ cdef object _and_more(Channel channel, object connection, Py_ssize_t size):
     """The bytes in the scratch buffer, and what else is there already, up to size in all."""
     cdef size_t more = _waiting(channel.descriptor)
     cdef PyObject *data
+    channel.received += SCRATCH
     if more == 0:
         return PyBytes_FromStringAndSize(_scratch, SCRATCH)
     size = min(size, SCRATCH + <Py_ssize_t> more)
     data = new_bytes(NULL, size)
     memcpy(bytes_of(data), _scratch, SCRATCH)
     more = _at_once(channel.descriptor, bytes_of(data) + SCRATCH, size - SCRATCH)
+    channel.received += more
     if SCRATCH + <Py_ssize_t> more != size:
         _PyBytes_Resize(&data, SCRATCH + more)  # frees it if this fails
     received = <object> data
@@ -653,6 +690,7 @@ cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, i
     if channel.eager and flags == 0 and not channel.handed_over and size > SCRATCH:
         count = _sys.recv(channel.descriptor, _scratch, SCRATCH, _sys.MSG_DONTWAIT)
         if 0 <= count < SCRATCH:
+            channel.received += <size_t> count
             return PyBytes_FromStringAndSize(_scratch, count)
         if count == SCRATCH:
             return _and_more(channel, connection, size)
@@ -798,6 +836,8 @@ def _real_close(self):
         else:
             if channel.waiter is not None:
                 channel.waiter.forget(channel)
+            channel.handed = -1
+            channel.end()
             _socket_close(self)
 
 
@@ -810,6 +850,7 @@ def detach(self):
             channel.waiter.settle(channel, self)
         channel.waiter.forget(channel)
     self._closed = True
+    channel.handed = -1
     if channel.handed_over:
         return _socket_detach(self)
     descriptor = channel.descriptor

@@ -1,6 +1,7 @@
 from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
 from fastsock._hooks cimport Defaults
+from fastsock._ledger cimport Ledger
 
 
 cdef class Wakeup:
@@ -15,6 +16,7 @@ cdef class Wakeup:
 
 
 cdef class Control:
+    cdef readonly Ledger ledger
     cdef object _stop
     cdef unsigned long stopped_by  # the thread that asked for it last
     cdef list wakeups  # of the loops that serve this server
@@ -55,6 +57,8 @@ cdef class Control:
     cdef int end_batch(self) except -1
 
 
+cpdef int failed(object server, Control control, object request,
+                 object client_address) except -1
 cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1
 cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
                            object client_address) except -1

@@ -20,7 +20,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-from fastsock._channel cimport end_connection
+from fastsock._channel cimport Channel, channel_of, end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -31,6 +31,7 @@ from fastsock._datagram cimport (
     take,
 )
 from fastsock._hooks cimport Defaults, untouched
+from fastsock._ledger cimport Ledger
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -143,6 +144,7 @@ cdef class Control:
     """
 
     def __init__(self):
+        self.ledger = Ledger()
         self._stop = False
         self.wakeups = []
         self.accept_errors = {}
@@ -427,6 +429,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
+    if type(request) is defaults.connection:
+        control.ledger.enter(channel_of(request), client_address)
+    elif type(request) is tuple:
+        control.ledger.datagrams += 1
+    else:
+        control.ledger.enter_other(request, client_address)
     try:
         if control.adopt is not None:
             control.adopt(request)
@@ -462,7 +470,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             server.process_request(request, client_address)
     except Exception:
         try:
-            server.handle_error(request, client_address)
+            failed(server, control, request, client_address)
         finally:
             server.shutdown_request(request)
     except BaseException:
@@ -481,6 +489,7 @@ cdef object take_datagram(object server, Control control, Defaults defaults, obj
     taken = take(source, inbox, size, most, length)
     if most != 1 and inbox.waiting() and control.source is not source:
         control.source = source
+        control.ledger.ended_at = monotonic()
         if (getattr(server, "gather_replies", False)
                 and untouched(server, "process_request", defaults.process_request)):
             inbox.gatherer = PyThread_get_thread_ident()
@@ -498,10 +507,19 @@ cdef bint accepts_truncated(object server, Defaults defaults, object request, si
 cdef inline int _process(object server, Control control, Defaults defaults, object request,
                          object client_address) except -1:
     """BaseServer.process_request() and what it calls, as far as that is untouched too."""
+    cdef Ledger ledger = control.ledger
+    cdef bint timed = type(request) is tuple
+    cdef nanoseconds begun
+    if timed:
+        # Of those that were received together each begins when the one before has ended.
+        begun = monotonic() if control.source is None else ledger.ended_at
     if untouched(server, "finish_request", defaults.finish_request):
         server.RequestHandlerClass(request, client_address, server)
     else:
         server.finish_request(request, client_address)
+    if timed:
+        ledger.ended_at = monotonic()
+        ledger.took(ledger.ended_at - begun)
     return shut_down(server, control, defaults, request)
 
 
@@ -551,14 +569,17 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
 
 def _finish_in_thread(server, Control control, Defaults defaults, request, client_address):
     """ThreadingMixIn.process_request_thread(), and what it calls as far as that is untouched."""
+    cdef nanoseconds begun = monotonic() if type(request) is tuple else 0
     try:
         if untouched(server, "finish_request", defaults.finish_request):
             server.RequestHandlerClass(request, client_address, server)
         else:
             server.finish_request(request, client_address)
     except Exception:
-        server.handle_error(request, client_address)
+        failed(server, control, request, client_address)
     finally:
+        if begun:
+            control.ledger.took(monotonic() - begun)
         shut_down(server, control, defaults, request)
 
 
@@ -569,10 +590,33 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
             and untouched(server, "close_request", defaults.close_request)):
         end_connection(request)
         control.released()
-    elif not (type(request) is tuple  # there is nothing to end
-              and untouched(server, "shutdown_request", defaults.shutdown_datagram)
-              and untouched(server, "close_request", defaults.close_datagram)):
+        return 0
+    if not (type(request) is tuple  # there is nothing to end
+            and untouched(server, "shutdown_request", defaults.shutdown_datagram)
+            and untouched(server, "close_request", defaults.close_datagram)):
         server.shutdown_request(request)
+    over(control, request)
+    return 0
+
+
+cpdef int over(Control control, object request) except -1:
+    """A request has been served, also if shutdown_request() has left it to somebody else."""
+    if type(request) is tuple:
+        control.ledger.finished += 1
+        return 0
+    channel = getattr(request, "_channel", None)
+    if type(channel) is Channel:
+        (<Channel> channel).end()
+    else:
+        control.ledger.end_other(request)
+    return 0
+
+
+cpdef int failed(object server, Control control, object request,
+                 object client_address) except -1:
+    """An exception has left a handler; in the except clause."""
+    control.ledger.failed += 1
+    server.handle_error(request, client_address)
     return 0
 
 

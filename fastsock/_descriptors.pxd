@@ -1,6 +1,6 @@
-from fastsock._channel cimport flag
 from fastsock._clock cimport nanoseconds
 from fastsock._tasks cimport Scheduler, Task
+from fastsock._ledger cimport flag
 
 
 cdef enum Messages:

@@ -22,6 +22,7 @@ from fastsock cimport _sys
 from fastsock._channel cimport NOTHING, OVERDUE, Borrower, Channel, channel_of, fail
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
+from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
 
 cdef enum:
@@ -310,7 +311,9 @@ cdef class Hub(Descriptors):
             task = self.current
             task.target = into if flags == 0 else NULL
             task.size = size
+            channel.doing = READING if channel.in_message else IDLE
             outcome = self.wait_at_slot(slot, False, deadline)
+            channel.doing = WORKING
             if outcome == DONE:
                 if task.error:
                     fail(task.error)
@@ -321,6 +324,8 @@ cdef class Hub(Descriptors):
             descriptor = channel.current(connection, &limit)
         self.taken += <size_t> count
         self.receives += 1
+        if not flags & _sys.MSG_PEEK:
+            channel.received += <size_t> count
         if borrower is not None:
             self.borrower = borrower
         return count
@@ -336,6 +341,7 @@ cdef class Hub(Descriptors):
         memcpy(self.outgoing + self.held, data, size)
         self.held += size
         self.given += size
+        channel.sent += size
         return True
 
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
@@ -362,12 +368,16 @@ cdef class Hub(Descriptors):
                     self.sending = connection
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
+                channel.sent += size
                 return size
         if self.held:
             self.flush()
             if channel.failed is not None:
                 self.raise_failed(channel)
-        return self.send_all(channel, connection, data, size, flags, all_of_it)
+        cdef Py_ssize_t count
+        count = self.send_all(channel, connection, data, size, flags, all_of_it)
+        channel.sent += <size_t> count
+        return count
 
     cdef object take_held(self, Channel channel):
         if self.sender is not channel or not self.held:
@@ -481,9 +491,12 @@ cdef class Hub(Descriptors):
                 slot = self.enrol(channel, descriptor)
                 slot.sender = self.current
                 mine = slot
+                channel.doing = WRITING
                 self.wait_for(slot, True, deadline)
+                channel.doing = WORKING
                 descriptor = channel.current(connection, &limit)
         finally:
+            channel.doing = WORKING
             if mine is not None:
                 mine.sender = None
                 if mine.others is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from fastsock import _plain, _threads, _worker
 from fastsock._children import Children
-from fastsock._control import Control, begin_in_thread
+from fastsock._control import Control, begin_in_thread, failed, over
 from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._types import Any, RequestType, RetAddress
 
@@ -18,6 +18,22 @@ def _control_of(server: Any) -> Control | None:
     """None if a mix-in is mixed into a foreign server."""
     control = getattr(server, "__dict__", {}).get("_fastsock")
     return control if isinstance(control, Control) and control.owner == id(server) else None
+
+
+def _failed(server: Any, request: Any, client_address: Any) -> None:
+    """An exception has left a handler."""
+    control = _control_of(server)
+    if control is None:
+        server.handle_error(request, client_address)
+    else:
+        failed(server, control, request, client_address)
+
+
+def _over(server: Any, request: Any) -> None:
+    """A request has been served, wherever its connection is by now."""
+    control = _control_of(server)
+    if control is not None:
+        over(control, request)
 
 
 def _start_failed(server: Any) -> None:
@@ -196,7 +212,7 @@ class ForkingMixIn:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
             status = 0
         except Exception:
-            self.handle_error(request, client_address)  # type: ignore[attr-defined]
+            _failed(self, request, client_address)
         finally:
             try:
                 self.shutdown_request(request)  # type: ignore[attr-defined]
@@ -280,9 +296,10 @@ class ThreadingMixIn:
         try:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
         except Exception:
-            self.handle_error(request, client_address)  # type: ignore[attr-defined]
+            _failed(self, request, client_address)
         finally:
             self.shutdown_request(request)  # type: ignore[attr-defined]
+            _over(self, request)
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Start a thread for the request.

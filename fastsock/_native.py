@@ -30,6 +30,7 @@ MODULES = frozenset(
         "_tasks",
         "_inbox",
         "_leader",
+        "_ledger",
         "_reader",
         "_stream",
         "_sync",

@@ -121,6 +121,7 @@ cdef class Reader(Stream):
             if self.start == self.end:
                 return self.borrow()
             self.give_back()
+        self.channel.in_message = self.start != self.end
         if self.start == self.end:
             self.start = self.end = 0
             if self.room > KEPT:
@@ -157,6 +158,7 @@ cdef class Reader(Stream):
             free(self.buffer)
         self.buffer = NULL
         self.borrowed = False
+        self.channel.in_message = False
         self.start = self.end = self.room = 0
         if self.timed_out or self.socket_io is not None:
             self.check_receives()
@@ -264,6 +266,7 @@ cdef class Reader(Stream):
                     _PyBytes_Resize(&data, room)
                 wanted = room - filled
                 if size < 0 or wanted >= self.size:
+                    self.channel.in_message = filled > 0
                     count = self.receive(bytes_of(data) + filled, wanted)
                 else:  # read ahead
                     count = self.more()

@@ -45,6 +45,7 @@ from fastsock._types import (
 
 if TYPE_CHECKING:
     from fastsock._hub import Hub
+    from fastsock._stats import LiveConnection, Stats
 
 
 class _LoopEnded(threading.Event):
@@ -87,6 +88,17 @@ class _LoopEnded(threading.Event):
         self._waiters.append(ended)
         if not self.is_set():
             ended.acquire()
+
+
+class _Connections:
+    """An attribute of servers that they may have for something else: not a data descriptor."""
+
+    def __get__(self, server: Any, cls: type) -> list[LiveConnection]:
+        if server is None:
+            return self  # type: ignore[return-value]
+        from fastsock._stats import LiveConnection
+
+        return [LiveConnection(record) for record in _control_of(server).ledger.records()]
 
 
 def _this_thread() -> tuple[int, int]:
@@ -274,6 +286,20 @@ class BaseServer:
         )
         _print_exception()
         print("-" * 40, file=sys.stderr)
+
+    def stats(self) -> Stats:
+        """What the server has done, and does: counted, not sampled.
+
+        Returns:
+            A snapshot, which does not change any more. (Not in the standard library.)
+        """
+        from fastsock._stats import stats_of  # late: what it needs is slow to import
+
+        return stats_of(self, _control_of(self))
+
+    #: the connections that are being served, the latest first, as a list of ``LiveConnection``;
+    #: a snapshot (not in the standard library)
+    connections = _Connections()
 
     def __enter__(self) -> Self:
         return self

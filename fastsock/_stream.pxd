@@ -1,4 +1,5 @@
-from fastsock._channel cimport Borrower, Channel, flag
+from fastsock._channel cimport Borrower, Channel
+from fastsock._ledger cimport flag
 
 
 cdef class Stream(Borrower):

@@ -149,7 +149,9 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_TRUNC
         MSG_WAITALL
         SCM_RIGHTS
+        SHUT_RD
         SHUT_WR
+        SHUT_RDWR
         SOCK_CLOEXEC
         SOCK_DGRAM
         SOCK_SEQPACKET

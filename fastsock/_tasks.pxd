@@ -1,6 +1,7 @@
 from fastsock cimport _sys
-from fastsock._channel cimport Waiter, flag
+from fastsock._channel cimport Waiter
 from fastsock._clock cimport nanoseconds
+from fastsock._ledger cimport flag
 
 
 cdef enum Outcome:

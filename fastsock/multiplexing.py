@@ -19,6 +19,7 @@ from fastsock._connection import Connection
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
 from fastsock._hub import Hub
 from fastsock._hubs import Tasks
+from fastsock._mixins import _failed, _over
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
@@ -116,9 +117,10 @@ class MultiplexingMixIn:
         except Exception as error:
             if _hubs.raised_by_signal_handler(error):
                 raise
-            self.handle_error(request, client_address)  # type: ignore[attr-defined]
+            _failed(self, request, client_address)
         finally:
             self.shutdown_request(request)  # type: ignore[attr-defined]
+            _over(self, request)
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Start a greenlet for the request. It runs as soon as the loop waits.

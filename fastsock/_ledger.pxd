@@ -1,0 +1,54 @@
+from fastsock._clock cimport nanoseconds
+
+
+# A bint that takes one byte, in objects of which every connection has one.
+ctypedef unsigned char flag
+
+
+cdef enum Doing:
+    WORKING  # nothing that waits for the peer
+    IDLE  # it waits for the first byte of a message, and has none in a buffer
+    READING  # it waits for the rest of one
+    WRITING  # it waits until the peer takes some
+
+
+cdef enum:
+    BUCKETS = 28
+
+
+cdef class Record:
+    cdef object __weakref__
+    # Of those of one server, under the GIL; neither owns the other.
+    cdef void *newer
+    cdef void *older
+    cdef Ledger ledger  # None: it was never entered, or has ended
+    cdef object peer  # the client_address
+    cdef nanoseconds since
+    cdef unsigned long long received  # bytes
+    cdef unsigned long long sent
+    cdef flag doing
+
+    cdef void end(self) noexcept
+    cdef int cut(self, int direction) except -1
+
+
+cdef class OtherRecord(Record):
+    cdef object request  # a weak reference
+
+
+cdef class Ledger:
+    cdef void *newest
+    cdef readonly Py_ssize_t active
+    cdef readonly Py_ssize_t peak
+    cdef readonly unsigned long long accepted
+    cdef readonly unsigned long long finished
+    cdef readonly unsigned long long failed
+    cdef unsigned long long received  # by those that have ended
+    cdef unsigned long long sent
+    cdef readonly unsigned long long datagrams
+    cdef nanoseconds ended_at  # the latest datagram's handler
+    cdef unsigned long long buckets[BUCKETS]
+    cdef readonly dict others  # by id() of a request that is no Connection: its record
+
+    cdef void enter(self, Record record, object peer) noexcept
+    cdef void took(self, nanoseconds lasted) noexcept
