@@ -43,6 +43,33 @@ cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
     int PySys_Audit(const char *event, const char *format, ...) except -1
 
+cdef extern from *:
+    """
+    #include <structmember.h>
+
+    /* Where an instance of Connection has its channel: the slot that `__slots__` has made. */
+    static PyTypeObject *fastsock_connection = NULL;
+    static Py_ssize_t fastsock_channel_at;
+
+    static int fastsock_learn(PyObject *cls, PyObject *slot) {
+        if (!PyType_Check(cls) || !Py_IS_TYPE(slot, &PyMemberDescr_Type)) {
+            PyErr_SetString(PyExc_TypeError, "a class and a slot of it");
+            return -1;
+        }
+        fastsock_channel_at = ((PyMemberDescrObject *)slot)->d_member->offset;
+        Py_INCREF(cls);
+        fastsock_connection = (PyTypeObject *)cls;
+        return 0;
+    }
+
+    static inline PyObject *fastsock_channel(PyObject *connection) {
+        return Py_IS_TYPE(connection, fastsock_connection)
+            ? *(PyObject **)((char *)connection + fastsock_channel_at) : NULL;
+    }
+    """
+    int fastsock_learn(object cls, object slot) except -1
+    PyObject *fastsock_channel(object connection) noexcept
+
 cdef enum:
     # Up to this many bytes are sent without releasing the GIL first: the kernel takes them in
     # less time than it takes to get a contended GIL back (ARCHITECTURE.md has what was measured).
@@ -491,7 +518,13 @@ cdef object _seconds(nanoseconds limit):
 
 
 cdef Channel channel_of(object connection):
-    return <Channel?> connection._channel
+    cdef PyObject *channel = fastsock_channel(connection)
+    return <Channel> channel if channel != NULL else <Channel?> connection._channel
+
+
+def learn(cls):
+    """Connection, once it is made."""
+    fastsock_learn(cls, cls.__dict__["_channel"])
 
 
 cdef object make_connection(object cls, int descriptor, int family, int kind, int proto):

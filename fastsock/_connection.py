@@ -196,6 +196,7 @@ def _complete() -> None:
 
 
 _complete()
+_channel.learn(Connection)
 _setsockopt_of_socket_object = _of_socket_object("setsockopt")
 functools.update_wrapper(Connection.setsockopt, _setsockopt_of_socket_object)
 vars(Connection.setsockopt).pop("__wrapped__", None)

@@ -25,7 +25,7 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_ledger": {"_sys", "_clock"},
     "_channel": {"_sys", "_clock", "_turn", "_ledger"},
-    "_stream": {"_channel"},
+    "_stream": {"_channel", "_ledger"},
     "_reader": {"_sys", "_channel", "_stream"},
     "_writer": {"_channel", "_stream"},
     "_direct": {"_channel"},
@@ -143,7 +143,9 @@ LAYERS: dict[str, set[str]] = {
         "_datagram",
         "_datagram_socket",
     },
+    "_stats": {"_control", "_ledger", "_types"},
     "_servers": {
+        "_stats",
         "_hooks",
         "_core",
         "_control",
@@ -180,6 +182,7 @@ LAYERS: dict[str, set[str]] = {
         "_types",
     },
     "multiplexing": {
+        "_mixins",
         "_channel",
         "_connection",
         "_control",
