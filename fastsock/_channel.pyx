@@ -256,6 +256,10 @@ cdef class Channel(Record):
         """Whether a receive into too small a buffer may lose bytes."""
         return self.kind != _sys.SOCK_STREAM
 
+    cdef bint is_between_messages(self, int descriptor) noexcept:
+        """Whether nothing of a next message has come, as far as can be known."""
+        return not self.in_message and self.has_answered() and _waiting(descriptor) == 0
+
     cdef int current(self, object connection, nanoseconds *limit) except -2:
         """The descriptor, and how long a call may take."""
         if not self.handed_over:
@@ -317,6 +321,10 @@ cdef class Channel(Record):
             if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                 fail(error)
         self.doing = READING if self.in_message else IDLE
+        if (self.ledger is not None and self.ledger.draining
+                and self.is_between_messages(descriptor)):
+            self.doing = WORKING
+            return 0
         try:
             count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
                                   _deadline(limit), &error)
@@ -361,6 +369,7 @@ cdef class Channel(Record):
             if count >= 0:
                 sent = <size_t> count
                 self.sent += sent
+                self.answered = self.received
                 if sent == size or (limit != NEVER and not all_of_it):
                     return sent
             else:
@@ -377,6 +386,7 @@ cdef class Channel(Record):
                 self.doing = WORKING
             sent += <size_t> count
             self.sent += <size_t> count
+            self.answered = self.received
             if error:
                 if sent and not all_of_it:
                     return sent  # as send(2) itself: the next call meets the error
@@ -407,6 +417,8 @@ cdef class Channel(Record):
                 if ready > 0:
                     if events == _sys.POLLIN:
                         count = _sys.recv(descriptor, data, size, flags)
+                        if count > 0:
+                            self.doing = WORKING  # without the GIL: a drain is to let it be
                     else:
                         count = _sys.send(descriptor, data, size, flags)
                 if ready < 0 or (ready > 0 and count < 0):
@@ -469,6 +481,7 @@ cdef class Channel(Record):
                 done += <size_t> count
                 if writing:
                     self.sent += <size_t> count
+                    self.answered = self.received
                 else:
                     self.received += <size_t> count
                 if not writing or done >= size or (limit != NEVER and not all_of_it):

@@ -102,6 +102,7 @@ cdef class _Entry:
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
     cdef bint watch_muted  # left to the next service_actions()
     cdef object holding  # what is polled in the listener's place, or None
+    cdef bint drained  # nothing was there, or as much as a drain may take was taken
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
@@ -147,6 +148,7 @@ cdef class Loop:
     cdef Leadership leadership  # of the only server, or None
     cdef bint left_over  # datagrams have been received and not served
     cdef bint without_leader  # there cannot be one just now
+    cdef bint has_looked  # the latest poll has told what is ready
 
     def __init__(self, poll_interval, Defaults defaults not None, wait, Hub hub=None):
         self.hub = hub
@@ -227,7 +229,7 @@ cdef class Loop:
         cdef Py_ssize_t index = 0
         while index < len(self.entries):
             entry = self.entries[index]
-            if entry.stopping():
+            if entry.drained or entry.stopping():
                 if entry.control.source is not None:
                     self.drain(entry)
                 if len(self.entries) == 1:
@@ -310,7 +312,13 @@ cdef class Loop:
                 entry.holding = entry.control.held
                 descriptor = entry.holding.fileno()
             elif descriptor < 0:
-                entry.fails(_ebadf())
+                if entry.control.draining:
+                    entry.drained = True
+                else:
+                    entry.fails(_ebadf())
+            if (entry.control.draining and entry.holding is None
+                    and entry.control.paused_until <= now):
+                until = now  # nobody is waited for who is not there
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
             if entry.control.find_datagrams(entry.server, self.defaults):
@@ -335,6 +343,7 @@ cdef class Loop:
         cdef unsigned long served
         for index in range(count):
             self.polled[index].revents = 0
+        self.has_looked = False
         if self.wait is not None:
             descriptors = [self.polled[index].fd for index in range(count)
                            if self.polled[index].fd >= 0]
@@ -342,8 +351,10 @@ cdef class Loop:
                 for index in range(count):
                     if self.polled[index].fd == <int> descriptor:
                         self.polled[index].revents = _sys.POLLIN
+            self.has_looked = True
         elif self.hub is not None:
             ready = self.hub.wait(self.polled, count, 0 if self.left_over else until)
+            self.has_looked = ready >= 0
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -369,6 +380,7 @@ cdef class Loop:
             else:
                 ready = self.poll_and_accept(count, 0 if self.left_over else timeout, accepts,
                                              wake, &error)
+                self.has_looked = ready >= 0
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -416,6 +428,9 @@ cdef class Loop:
             if events == 0 and control.has_datagrams(entry.server, self.defaults):
                 events = _sys.POLLIN
             took = False
+            if control.draining and self.is_drained(entry, index, events):
+                entry.drained = True
+                continue
             # Not by what is held now: another thread may have let go since the poll.
             holding = entry.holding if entry.holding is not None else control.held
             if holding is not None and (events or control.held is not holding
@@ -475,6 +490,14 @@ cdef class Loop:
         entry.control.end_batch()
         return 0
 
+    cdef bint is_drained(self, _Entry entry, Py_ssize_t index, short events) noexcept:
+        """Whether the loop is to end that drains a server."""
+        if self.has_accepted:
+            return False
+        return (entry.control.left <= 0 or (events == 0 and self.has_looked
+                                            and entry.holding is None
+                                            and self.polled[index].fd >= 0))
+
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
         """Whether a handler that ran since the poll has left this server's descriptor alone."""
         return self.polled[index].fd == _descriptor(entry.server, entry.control, self.defaults,
@@ -493,6 +516,7 @@ cdef class Loop:
         cdef nanoseconds now
         if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
                                               self.defaults.handle_request_noblock):
+            entry.control.left -= entry.control.draining != 0
             entry.server._handle_request_noblock()
             return True
         # Nothing but the poll follows, so the thread of the request need not be woken before.
@@ -500,6 +524,7 @@ cdef class Loop:
                  and untouched(entry.server, "service_actions", self.defaults.service_actions)
                  and untouched(entry.server, "fileno", self.defaults.fileno))
         self.has_accepted = False
+        entry.control.left -= entry.control.draining != 0
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
                             0 if self.wait is None else 1):
             return False

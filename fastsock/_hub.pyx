@@ -308,6 +308,9 @@ cdef class Hub(Descriptors):
                 slot = self.enrol(channel, descriptor)
             if slot.readable:
                 continue
+            if (channel.ledger is not None and channel.ledger.draining
+                    and channel.is_between_messages(descriptor)):
+                return 0
             task = self.current
             task.target = into if flags == 0 else NULL
             task.size = size
@@ -342,6 +345,7 @@ cdef class Hub(Descriptors):
         self.held += size
         self.given += size
         channel.sent += size
+        channel.answered = channel.received
         return True
 
     cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
@@ -369,6 +373,7 @@ cdef class Hub(Descriptors):
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
                 channel.sent += size
+                channel.answered = channel.received
                 return size
         if self.held:
             self.flush()
@@ -377,6 +382,7 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
         channel.sent += <size_t> count
+        channel.answered = channel.received
         return count
 
     cdef object take_held(self, Channel channel):

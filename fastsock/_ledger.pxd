@@ -26,9 +26,12 @@ cdef class Record:
     cdef nanoseconds since
     cdef unsigned long long received  # bytes
     cdef unsigned long long sent
+    cdef unsigned long long answered  # what had been received when it last sent something
     cdef flag doing
+    cdef flag woken  # a drain has ended its wait for a next message
 
     cdef void end(self) noexcept
+    cdef bint has_answered(self) noexcept
     cdef int cut(self, int direction) except -1
 
 
@@ -43,6 +46,7 @@ cdef class Ledger:
     cdef readonly unsigned long long accepted
     cdef readonly unsigned long long finished
     cdef readonly unsigned long long failed
+    cdef public int draining  # how often it is drained just now: nobody waits for a next message
     cdef unsigned long long received  # by those that have ended
     cdef unsigned long long sent
     cdef readonly unsigned long long datagrams

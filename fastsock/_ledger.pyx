@@ -46,6 +46,10 @@ cdef class Record:
         ledger.sent += self.sent
         ledger.took(monotonic() - self.since)
 
+    cdef bint has_answered(self) noexcept:
+        """Whether it has received something, and sent something since: what it waits for is new."""
+        return self.received > 0 and self.answered == self.received
+
     cdef int cut(self, int direction) except -1:
         """shutdown(2) its connection, if it has one."""
         return 0

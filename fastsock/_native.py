@@ -24,6 +24,7 @@ MODULES = frozenset(
         "_datagram",
         "_descriptors",
         "_direct",
+        "_ending",
         "_genuine",
         "_hooks",
         "_hub",

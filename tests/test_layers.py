@@ -25,6 +25,7 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_ledger": {"_sys", "_clock"},
     "_channel": {"_sys", "_clock", "_turn", "_ledger"},
+    "_ending": {"_sys", "_channel", "_ledger"},
     "_stream": {"_channel", "_ledger"},
     "_reader": {"_sys", "_channel", "_stream"},
     "_writer": {"_channel", "_stream"},
@@ -144,8 +145,12 @@ LAYERS: dict[str, set[str]] = {
         "_datagram_socket",
     },
     "_stats": {"_control", "_ledger", "_types"},
+    "_drain": {"_control", "_ending", "_types"},
+    "_linger": {"_channel", "_ending", "_plain", "_types"},
     "_servers": {
         "_stats",
+        "_drain",
+        "_linger",
         "_hooks",
         "_core",
         "_control",
@@ -159,6 +164,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_mixins": {
         "_control",
+        "_drain",
         "_worker",
         "_plain",
         "_threads",
@@ -182,6 +188,7 @@ LAYERS: dict[str, set[str]] = {
         "_types",
     },
     "multiplexing": {
+        "_drain",
         "_mixins",
         "_channel",
         "_connection",
@@ -199,6 +206,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
     "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
+    "_running": {"_drain", "_servers", "_types"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -211,6 +219,8 @@ LAYERS: dict[str, set[str]] = {
         "_servers",
         "_mixins",
         "_replace",
+        "_running",
+        "_drain",
         "multiplexing",
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:
