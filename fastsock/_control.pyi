@@ -15,6 +15,7 @@ class Control:
     stop: Any
     draining: int
     left: int
+    forked: int
     owner: int | None
     pool: Any
     watched: _HasFileno | None

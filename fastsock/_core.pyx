@@ -149,6 +149,7 @@ cdef class Loop:
     cdef bint left_over  # datagrams have been received and not served
     cdef bint without_leader  # there cannot be one just now
     cdef bint has_looked  # the latest poll has told what is ready
+    cdef bint drains  # a server is drained
 
     def __init__(self, poll_interval, Defaults defaults not None, wait, Hub hub=None):
         self.hub = hub
@@ -288,7 +289,7 @@ cdef class Loop:
         cdef nanoseconds now = monotonic()
         cdef nanoseconds until = NEVER
         cdef int descriptor
-        self.left_over = False
+        self.left_over = self.drains = False
         slot.events = _sys.POLLIN
         if not self.wakeup.open():
             until = now + SLICE
@@ -319,6 +320,7 @@ cdef class Loop:
             if (entry.control.draining and entry.holding is None
                     and entry.control.paused_until <= now):
                 until = now  # nobody is waited for who is not there
+                self.drains = True
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
             if entry.control.find_datagrams(entry.server, self.defaults):
@@ -354,6 +356,8 @@ cdef class Loop:
             self.has_looked = True
         elif self.hub is not None:
             ready = self.hub.wait(self.polled, count, 0 if self.left_over else until)
+            if ready == 0 and self.drains:
+                ready = _sys.poll(self.polled, count, 0)  # the hub may not have asked
             self.has_looked = ready >= 0
             if ready < 0:
                 for index in range(count):

@@ -118,6 +118,7 @@ class _Drain:
         self._loops = loops
         self._thread: threading.Thread | None = None
         self._cut = self._woken = 0
+        self._ended_by_now: int | None = None
 
     def check_caller(self) -> None:
         """Raise RuntimeError if it would wait for the one that calls it."""
@@ -135,8 +136,7 @@ class _Drain:
     def begin(self) -> None:
         control, ledger = self._control, self._ledger
         self._begun_at = time.monotonic()
-        self._before = running(self.server, control)
-        self._taken = ledger.accepted + ledger.datagrams
+        self._ended_before = self._ended()
         control.left = _backlog(self.server)
         control.draining += 1
         ledger.draining += 1
@@ -184,7 +184,9 @@ class _Drain:
 
     def cut(self) -> None:
         """At the deadline: accept nothing, and shut down what is left."""
-        self._cut = running(self.server, self._control)
+        # A loop that still runs is at a request: a datagram, say, which no record is kept of.
+        self._cut = max(running(self.server, self._control), self._loops.runs(self.server))
+        self._ended_by_now = self._ended()
         self._woken = _ending.woken(self._ledger)
         self._stop_loop()
         terminate_children(self.server)
@@ -205,13 +207,19 @@ class _Drain:
         return running(self.server, self._control) == 0
 
     def report(self) -> DrainReport:
-        taken = self._ledger.accepted + self._ledger.datagrams - self._taken
+        ended = self._ended() if self._ended_by_now is None else self._ended_by_now
         idle = self._idle - self._woken
         return DrainReport(
-            finished=max(self._before + taken - idle - self._cut, 0),
+            finished=max(ended - self._ended_before - idle, 0),
             idle_closed=idle,
             cut_off=self._cut,
         )
+
+    def _ended(self) -> int:
+        """How many requests have ended."""
+        if forks(self.server):  # the parent's part of each ends as soon as there is a child
+            return self._control.forked - len(running_children(self.server))
+        return self._ledger.finished
 
     def end(self) -> None:
         close_listener(self.server)
@@ -247,9 +255,14 @@ def _crews(server: Any) -> list[Any]:
     return [tasks for tasks in crews if tasks is not None]
 
 
+def forks(server: Any) -> bool:
+    """Whether it is a ForkingMixIn's."""
+    return hasattr(type(server), "_fastsock_forks")
+
+
 def running_children(server: Any) -> list[int]:
     """The pids of those children of a forking server that have not ended; none is collected."""
-    if not hasattr(type(server), "_fastsock_forks"):
+    if not forks(server):
         return []
     return [pid for pid in tuple(server.active_children or ()) if _is_running_child(pid)]
 

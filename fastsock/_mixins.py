@@ -213,6 +213,7 @@ class ForkingMixIn:
                 self.active_children = set()
             self.active_children.add(pid)
             if control is not None:
+                control.forked += 1
                 control.before_sleep = _before_sleep
             self.close_request(request)  # type: ignore[attr-defined]
             return
