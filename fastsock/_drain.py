@@ -94,9 +94,8 @@ def drain(
             for one in drains:
                 one.cut()
             _wait(lambda: _each(_Drain.is_gone, drains), time.monotonic() + MOMENT)
-            for one in drains:
-                unwind(one.server)
-            _wait(lambda: _each(_Drain.is_gone, drains), time.monotonic() + MOMENT)
+            if [unwind(one.server) for one in drains].count(True):
+                _wait(lambda: _each(_Drain.is_gone, drains), time.monotonic() + MOMENT)
         return [one.report() for one in drains]
     finally:
         for one in begun:
@@ -280,11 +279,15 @@ def terminate_children(server: Any) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-def unwind(server: Any) -> None:
-    """Have GreenletExit raised where greenlets wait that their connection's end has not woken."""
-    for tasks in _crews(server):
-        if tasks.running:
-            tasks.kill()
+def unwind(server: Any) -> bool:
+    """Have GreenletExit raised where greenlets wait that their connection's end has not woken.
+
+    False: there is none.
+    """
+    crews = [tasks for tasks in _crews(server) if tasks.running]
+    for tasks in crews:
+        tasks.kill()
+    return bool(crews)
 
 
 def _here() -> tuple[int, int]:
@@ -297,7 +300,9 @@ def _is_handler_of(server: Any, control: Control) -> bool:
         return True
     if any(tasks.hub.runs_here() for tasks in _crews(server)):
         return True
-    target = getattr(threading.current_thread(), "_target", None)
+    # Not current_thread(), which makes an object for a thread that has none, and keeps it.
+    thread = getattr(threading, "_active", {}).get(threading.get_ident())
+    target = getattr(thread, "_target", None)
     target = getattr(target, "__wrapped__", target)  # counted for max_threads
     return getattr(target, "__self__", None) is server
 
@@ -344,8 +349,7 @@ def end_in_time(
     if control is not None:
         _ending.cut_off(control.ledger)
     terminate_children(server)
-    if not _wait(over, time.monotonic() + MOMENT):
-        unwind(server)
+    if not _wait(over, time.monotonic() + MOMENT) and unwind(server):
         _wait(over, time.monotonic() + MOMENT)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastsock._drain import DrainReport
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: seconds that a second signal may have to wait, at the most
+LOOK = 0.05
 
 
 def run(
@@ -56,6 +58,8 @@ def run(
             raise TypeError(f"not a fastsock server: {server!r}")
     if drain_timeout is not None:
         drain_timeout = float(drain_timeout)
+    from fastsock import _drain  # noqa: F401  (when the time has come there may be no descriptor)
+
     return _Run(list(dict.fromkeys(servers)), drain_timeout).run(poll_interval)
 
 
@@ -110,7 +114,9 @@ class _Run:
             with self._ending:  # from here on nothing is forced
                 pass
         if self._drains:
-            self._drained.acquire()
+            # A signal that comes right before such a wait does not end it: its function runs after.
+            while not self._drained.acquire(timeout=LOOK):
+                pass
         elif self._signals:  # before the loop, or no thread could be started
             self._drain()
 
