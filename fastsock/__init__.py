@@ -111,6 +111,9 @@ __all__ = [
     "uninstall",
 ]
 
+if TYPE_CHECKING:  # not for `from socketserver import *`: programs have a `run` of their own
+    __all__ += ["DrainReport", "run"]
+
 #: the version of fastsock; `__version__` is that of socketserver
 VERSION = "0.1.0"
 

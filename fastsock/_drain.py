@@ -82,8 +82,7 @@ def drain(
     begun: list[_Drain] = []
     try:
         for one in drains:
-            begun.append(one)
-            one.begin()
+            one.begin(begun)
         try:
             late = not _wait(lambda: _each(_Drain.is_over, drains), deadline, hurry)
         except BaseException:  # a KeyboardInterrupt: who drains has no time left
@@ -132,11 +131,12 @@ class _Drain:
                 "call it in another thread, or serve with fastsock.run(), which drains at a signal"
             )
 
-    def begin(self) -> None:
+    def begin(self, begun: list[_Drain]) -> None:
         control, ledger = self._control, self._ledger
         self._begun_at = time.monotonic()
         self._ended_before = self._ended()
         control.left = _backlog(self.server)
+        begun.append(self)
         control.draining += 1
         ledger.draining += 1
         self._idle = _ending.wake_idle(ledger)

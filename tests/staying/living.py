@@ -84,7 +84,7 @@ class Living:
             self.serve()
 
     def serve(self) -> None:
-        self.loop = Background(self.server.serve_forever, 0.05)
+        self.loop = Background(self.server.serve_forever, 60)  # it is woken
         wait_until(lambda: self.server._BaseServer__is_shut_down.serving())
 
     def connect(self, data: bytes = b"") -> socket.socket:

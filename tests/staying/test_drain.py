@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from living import LATE, Living, echo, until_end
-from support import TIMEOUT, Background, wait_until
+from support import TIMEOUT, Background, connect, wait_until
 
 Live = Callable[..., Living]
 KEEPS_TRACK = ("sync", "threading", "multiplexing")  # of connections, unlike a parent process
@@ -93,7 +92,7 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     """A next message that has come already is served, though its connection is to be closed."""
 
     def handle(handler: Any) -> None:
-        while line := handler.request.recv(5):
+        while line := handler.request.recv(100):
             if line == b"wait\n":
                 handler.gate.wait()
             handler.request.sendall(line)
@@ -219,21 +218,26 @@ def test_children_get_sigterm(live: Live) -> None:
     assert os.WTERMSIG(status) == 15
 
 
+@pytest.mark.parametrize("attributes", [{}, {"reuse_threads": False}], ids=str)
 @pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
-def test_datagrams_that_have_come_are_served(live: Live, flavour: str, transport: str) -> None:
+def test_datagrams_that_have_come_are_served(
+    live: Live, flavour: str, transport: str, attributes: dict[str, Any]
+) -> None:
     served: Any = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def handle(handler: Any) -> None:
         served[1].send(handler.request[0])
         handler.gate.wait()
 
-    living = live(flavour, handle, transport)
+    living = live(flavour, handle, transport, **attributes)
     with served[0], served[1]:
         client = living.connect()
         for number in range(5):
             client.send(b"%d" % number)
         living.gate.await_one()
         draining = living.drain_beside()
+        draining.join(0.02)
+        assert draining.is_alive()
         living.gate.open()
         report, _ = draining.result()
         found = sorted(served[0].recv(10) for _ in range(5))
@@ -325,7 +329,8 @@ def test_so_is_a_hook_of_the_loop(live: Live) -> None:
             except RuntimeError:
                 told.append(True)
 
-    live("threading", answers, service_actions=service_actions)
+    living = live("threading", answers, service_actions=service_actions)
+    assert until_end(living.connect(b"hello\n")) == b"HELLO\n"
     wait_until(lambda: told)
 
 
@@ -355,28 +360,22 @@ def test_shutdown_meanwhile(live: Live) -> None:
 
 def test_a_busy_server_comes_to_an_end(live: Live) -> None:
     """Though there is always somebody in the backlog."""
-    over = threading.Event()
+    more: list[socket.socket] = []
 
-    def knock() -> None:
-        while not over.is_set():
-            try:
-                with socket.create_connection(living.server.server_address, TIMEOUT) as client:
-                    client.sendall(b"hello\n")
-                    client.recv(10)
-            except OSError:
-                pass
+    def handle(handler: Any) -> None:
+        handler.gate.wait()
+        more.append(connect(handler.server))
 
-    living = live("threading", answers)
-    knocking = [Background(knock) for _ in range(8)]
-    try:
-        wait_until(lambda: living.server.stats().finished > 50)
-        report, seconds = living.drain(TIMEOUT)
-    finally:
-        over.set()
-    for one in knocking:
-        one.result()
-    assert report.cut_off == 0
-    assert seconds < TIMEOUT / 4
+    living = live("sync", handle)
+    living.connect()
+    living.gate.await_one()
+    draining = living.drain_beside(5)
+    living.gate.open()
+    report, seconds = draining.result()
+    for client in more:
+        client.close()
+    assert seconds < 5
+    assert (len(more), report.cut_off) == (report.finished, 0)
 
 
 def test_attributes_of_the_program_s_own(live: Live, flavour: str) -> None:
