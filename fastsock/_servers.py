@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from fastsock._drain import DrainReport, Loops
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
+else:
+    DrainReport = Stats = Any  # imported late; named for typing.get_type_hints()
 
 
 class _LoopEnded(threading.Event):
