@@ -32,6 +32,7 @@ from fastsock._datagram cimport (
 )
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._ledger cimport Ledger
+from fastsock._limits cimport gate_of, refusal, unlimited
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -255,8 +256,10 @@ cdef class Control:
             if number in _SHORTAGES:
                 self.count(number)
                 self.cannot_take(server, error)
+                tell_accept_error(server, error)
             return 0
         self.count(number)
+        tell_accept_error(server, error)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
@@ -303,6 +306,19 @@ cdef class Control:
         """How many datagrams wait that were received ahead."""
         return 0 if self.source is None else inbox_of(self.source).waiting()
 
+    cdef int limit(self, object server) except -1:
+        """Poll something else in the listener's place if the server has enough connections."""
+        if self.held is not None:
+            return 0  # asked again when that is over
+        try:
+            gate = gate_of(server, self.ledger)
+        except OSError:
+            self.back_off(False)  # no descriptor is left to wait by
+            return 0
+        if gate is not None:
+            self.hold(gate)
+        return 0
+
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
         cdef object source = self.source
@@ -316,6 +332,13 @@ cdef class Control:
         if inbox.gathered:
             send_gathered(source, inbox)
         return 0
+
+
+cdef int tell_accept_error(object server, object error) except -1:
+    hook = getattr(server, "handle_accept_error", None)
+    if hook is not None:
+        hook(error)
+    return 0
 
 
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0:
@@ -384,6 +407,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
+    cdef bint limited
     cdef size_t length = 0
     try:
         if accepted != NULL:
@@ -429,6 +453,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
+    limited = type(request) is not tuple and not unlimited(server)
+    if limited:
+        reason = refusal(server, control.ledger, client_address)
+        if reason is not None:
+            refuse(server, control, request, client_address, reason)
+            return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
     elif type(request) is tuple:
@@ -441,6 +471,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
+                control.ledger.refuse("handle_truncated")
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -449,6 +480,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
+        control.ledger.refuse("verify_request")
         server.shutdown_request(request)
         return True
     try:
@@ -476,9 +508,24 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     except BaseException:
         server.shutdown_request(request)
         raise
+    if limited:
+        control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
     return True
+
+
+cdef int refuse(object server, Control control, object request, object client_address,
+                object reason) except -1:
+    """Close a connection that was accepted, and is one too many."""
+    hook = getattr(server, "connection_refused", None)
+    control.ledger.refuse(reason)
+    try:
+        if hook is not None:
+            hook(client_address, reason)
+    finally:
+        server.shutdown_request(request)
+    return 0
 
 
 cdef object take_datagram(object server, Control control, Defaults defaults, object source,

@@ -48,7 +48,19 @@ cdef class Ledger:
     cdef readonly unsigned long long datagrams
     cdef nanoseconds ended_at  # the latest datagram's handler
     cdef unsigned long long buckets[BUCKETS]
+    cdef readonly dict refused  # by reason: how many connections
+    # Of _limits:
+    cdef dict peers  # by whom they count for: how many connections; None: nobody asks
+    cdef object peer_key
+    cdef bint refusing
+    cdef int process  # whose the event is
+    cdef int event  # eventfd(2), which is written when so few are left; -1: none
+    cdef Py_ssize_t enough  # -1: nobody waits
     cdef readonly dict others  # by id() of a request that is no Connection: its record
 
     cdef void enter(self, Record record, object peer) noexcept
     cdef void took(self, nanoseconds lasted) noexcept
+    cdef int count_peer(self, object peer, int step) except -1
+    cdef int count_peers(self, object peer_key) except -1
+    cdef int renew_event(self) except -1
+    cdef int refuse(self, object reason) except -1

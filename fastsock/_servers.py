@@ -138,7 +138,17 @@ class BaseServer:
             the socket is bound to.
         RequestHandlerClass: called with (request, client_address, server) for each request.
         timeout: seconds that ``handle_request()`` waits at most; None: for ever.
+        max_connections: with as many connections, or processes, no more are taken; None, or no
+            positive int: no limit. (This and the following are not in the standard library.)
+        overload: what happens to those beyond it: "wait" (they stay in the backlog until an eighth,
+            at least one, has ended) or "reject" (they are taken and closed at once, until then).
+        max_connections_per_peer: what is beyond that, by IPv4 address or IPv6 network of /64, is
+            taken and closed at once; None: no limit.
     """
+
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
+    overload: str = "wait"
 
     server_address: Address
     timeout: float | None = None
@@ -286,6 +296,23 @@ class BaseServer:
         )
         _print_exception()
         print("-" * 40, file=sys.stderr)
+
+    def connection_refused(self, client_address: RetAddress, reason: str) -> None:
+        """Called when a connection was taken that is one too many; it is then shut down.
+
+        May be overridden; does nothing by default. (Not in the standard library.)
+
+        Args:
+            client_address: the peer's address.
+            reason: "max_connections" or "max_connections_per_peer".
+        """
+
+    def handle_accept_error(self, error: OSError) -> None:
+        """Called in the loop when accept(2) or recvfrom(2) has failed. May be overridden.
+
+        What is done about it (ARCHITECTURE.md has the table) does not depend on this; an exception
+        leaves ``serve_forever()``. (Not in the standard library.)
+        """
 
     def stats(self) -> Stats:
         """What the server has done, and does: counted, not sampled.

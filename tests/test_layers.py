@@ -25,6 +25,7 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_ledger": {"_sys", "_clock"},
     "_channel": {"_sys", "_clock", "_turn", "_ledger"},
+    "_limits": {"_sys", "_channel", "_ledger"},
     "_stream": {"_channel", "_ledger"},
     "_reader": {"_sys", "_channel", "_stream"},
     "_writer": {"_channel", "_stream"},
@@ -41,6 +42,7 @@ NATIVE: dict[str, set[str]] = {
         "_sys",
         "_clock",
         "_ledger",
+        "_limits",
         "_channel",
         "_accept",
         "_worker",
@@ -50,6 +52,7 @@ NATIVE: dict[str, set[str]] = {
     },
     "_leader": {
         "_sys",
+        "_limits",
         "_clock",
         "_turn",
         "_accept",
@@ -61,6 +64,7 @@ NATIVE: dict[str, set[str]] = {
     },
     "_core": {
         "_sys",
+        "_limits",
         "_clock",
         "_channel",
         "_accept",
