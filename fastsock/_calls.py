@@ -1,6 +1,6 @@
 """The calls of a socket object, made so that they wait by a function instead of blocking.
 
-The function is (descriptor, read, write, seconds) -> ready; a hub's, see ``_channel.waiting()``.
+The function is (descriptor, read, write, seconds) -> ready; a hub's, see ``_visitors.waiting()``.
 The socket's timeout is that of a whole call. Nothing here is used where there are no tasks.
 """
 
@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from fastsock import _channel
+from fastsock import _methods
 from fastsock._types import Any
 
 Wait = Callable[[int, bool, bool, "float | None"], bool]
@@ -46,8 +46,8 @@ class _Attempts:
         Raises:
             TimeoutError: the time is over.
         """
-        if hasattr(self._sock, "_channel") and _channel.suspends(self._sock):
-            _channel.await_ready(self._sock, writing)  # whom a close() of the Connection wakes
+        if hasattr(self._sock, "_channel") and _methods.suspends(self._sock):
+            _methods.await_ready(self._sock, writing)  # whom a close() of the Connection wakes
             return
         # A copy: its number is not to become somebody else's while it is waited for.
         copy = os.dup(self.descriptor())

@@ -1,11 +1,11 @@
-from fastsock._tasks import Scheduler
+from fastsock._main_greenlet import MainScheduler
 
 class Slot:
     @property
     def hub(self) -> Descriptors: ...
     def release(self) -> None: ...
 
-class Descriptors(Scheduler):
+class Descriptors(MainScheduler):
     def wait_for_descriptor(
         self, descriptor: int, read: bool, write: bool, seconds: float | None
     ) -> bool: ...

@@ -16,9 +16,10 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
-from fastsock._tasks cimport CLOSED, READY, TIMED_OUT, WAITING, Scheduler, Task, deadline_after
+from fastsock._main_greenlet cimport MainScheduler
+from fastsock._tasks cimport CLOSED, READY, TIMED_OUT, WAITING, Task, deadline_after
+from fastsock._waiter cimport fail
 
 cdef enum:
     # So often main runs signal handlers, which may have missed its wait.
@@ -65,11 +66,11 @@ cdef class Slot:
         self.hub.give_up(self)
 
 
-cdef class Descriptors(Scheduler):
+cdef class Descriptors(MainScheduler):
     """A scheduler whose tasks wait for descriptors."""
 
     def __init__(self, *arguments):
-        Scheduler.__init__(self, *arguments)
+        MainScheduler.__init__(self, *arguments)
         self.free_places = []
         self.foreign = {}
 
@@ -91,7 +92,7 @@ cdef class Descriptors(Scheduler):
                 self.generations[place] += 1
                 self.free_places.append(place)
         self.foreign.clear()
-        Scheduler.abandon(self, tasks)
+        MainScheduler.abandon(self, tasks)
 
     cdef Slot slot_of_event(self, unsigned int place, unsigned int generation):
         """Whose event it is; None: of a descriptor that was closed since."""
@@ -267,7 +268,7 @@ cdef class Descriptors(Scheduler):
         self.fired = self.interrupted = False
         try:
             self.rearm(slot)
-            self.set_timer(task)
+            self.timers.set(task)
             while task.outcome == WAITING and not self.interrupted:
                 self.step()
         finally:

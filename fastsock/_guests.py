@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from fastsock import _accept, _calls, _channel, _hubs, _tls
+from fastsock import _accept, _calls, _hubs, _tls, _visitors
 from fastsock._connection import Connection, reduce_as_socket
 from fastsock._types import Any
 
@@ -21,7 +21,7 @@ def _method(name: str) -> Any:
     by = getattr(_calls, name)
 
     def method(self: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        wait = _channel.waiting()
+        wait = _visitors.waiting()
         if wait is None:
             return getattr(super(Guest, self), name)(*arguments, **keywords)
         hub = _hubs.here()
@@ -42,12 +42,12 @@ class Guest(_accept.GENUINE or object):  # type: ignore[misc]
     __slots__ = ()
 
     def _accept(self) -> Any:
-        wait = _channel.waiting()
+        wait = _visitors.waiting()
         return super()._accept() if wait is None else _calls.accept(self, wait)
 
     def accept(self) -> Any:
         accepted, address = super().accept()
-        if _channel.waiting() is not None:
+        if _visitors.waiting() is not None:
             adopt(accepted)
         return accepted, address
 

@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from fastsock import _channel
+from fastsock import _visitors
 from fastsock._hub import Hub
 from fastsock._sync import Event
 from fastsock._tasks import Task
@@ -92,7 +92,7 @@ def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool]
     return None
 
 
-_channel.ask(waiting_for_descriptors)
+_visitors.ask(waiting_for_descriptors)
 
 
 def of_caller() -> Hub | None:

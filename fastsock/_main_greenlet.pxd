@@ -1,0 +1,9 @@
+from fastsock cimport _sys
+from fastsock._clock cimport nanoseconds
+from fastsock._tasks cimport Scheduler
+
+
+cdef class MainScheduler(Scheduler):
+    cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2
+    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept
+    cdef int step(self) except -1
