@@ -28,7 +28,7 @@ from libc.string cimport memcpy
 from fastsock cimport _sys
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, deadline_of, monotonic, nanoseconds
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
-from fastsock._visitors cimport transfer_by, waiting
+from fastsock._visitors cimport forget, transfer_by, waiting
 from fastsock._waiter cimport NOTHING, OVERDUE, Endpoint, fail
 
 cdef extern from "Python.h":
@@ -284,10 +284,14 @@ cdef class Channel(Endpoint):
         if self.waiter is not None:
             self.waiter.forget(self)
         cdef int descriptor = self.descriptor
+        cdef int error = 0
         self.descriptor = -1
         # Without SO_LINGER, which setsockopt() alone sets, close(2) does not wait.
-        if descriptor >= 0 and _sys.close(descriptor) < 0 and _sys.errno != _sys.ECONNRESET:
-            fail(_sys.errno)
+        if descriptor >= 0 and _sys.close(descriptor) < 0:
+            error = _sys.errno
+        forget(self)
+        if error != 0 and error != _sys.ECONNRESET:
+            fail(error)
         return 0
 
 

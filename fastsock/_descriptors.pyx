@@ -19,11 +19,19 @@ from fastsock cimport _sys
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._main_greenlet cimport MainScheduler
 from fastsock._tasks cimport CLOSED, READY, TIMED_OUT, WAITING, Task, deadline_after
+from fastsock._visitors cimport Copy
 from fastsock._waiter cimport fail
 
 cdef enum:
     # So often main runs signal handlers, which may have missed its wait.
     SIGNALS = 500 * MILLISECOND
+
+
+cdef int check(Copy copy) except -1:
+    """As ``forget_descriptor()`` tells who waits already."""
+    if copy is not None and copy.given_up:
+        fail(_sys.EBADF)
+    return 0
 
 
 @cython.no_gc_clear  # it takes itself out of the hub's table, also when the collector drops it
@@ -212,10 +220,11 @@ cdef class Descriptors(MainScheduler):
             self.rearm(slot)
         return 0
 
-    def wait_for_descriptor(self, int descriptor, bint read, bint write, seconds):
+    def wait_for_descriptor(self, int descriptor, bint read, bint write, seconds, Copy copy=None):
         """Suspend the current task until a descriptor is ready; false after so many seconds.
 
-        Raises OSError (EBADF): it is none, or ``forget_descriptor()`` was called.
+        copy: what the descriptor is of. Raises OSError (EBADF): it is none, or the copy is given
+        up, or ``forget_descriptor()`` was called.
         """
         cdef Task task = self.current
         cdef nanoseconds deadline = NEVER
@@ -223,6 +232,7 @@ cdef class Descriptors(MainScheduler):
         if seconds is not None:
             deadline = deadline_after(seconds)
         self.settle_all()
+        check(copy)
         slot = self.watch(task, descriptor, read, write)
         if slot is None:
             return True
@@ -235,7 +245,7 @@ cdef class Descriptors(MainScheduler):
             fail(_sys.EBADF)
         return task.outcome != TIMED_OUT
 
-    def wait_in_main(self, int descriptor, bint read, bint write, seconds):
+    def wait_in_main(self, int descriptor, bint read, bint write, seconds, Copy copy=None):
         """As ``wait_for_descriptor()``, of main: the tasks go on. Signal handlers run meanwhile."""
         cdef Task task = self.main
         cdef int outcome
@@ -245,6 +255,7 @@ cdef class Descriptors(MainScheduler):
             deadline = deadline_after(seconds)
         self.account(task)
         while True:
+            check(copy)
             outcome = self.wait_a_while(task, descriptor, read, write,
                                         sooner(deadline, now + SIGNALS))
             if outcome == CLOSED:

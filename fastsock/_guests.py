@@ -52,12 +52,15 @@ class Guest(_accept.GENUINE or object):  # type: ignore[misc]
         return accepted, address
 
     def detach(self) -> Any:
-        _wake(self)
-        return super().detach()
+        descriptor = super().detach()
+        _visitors.forget(self)
+        return descriptor
 
     def _real_close(self, *arguments: Any, **keywords: Any) -> None:
-        _wake(self)
-        super()._real_close(*arguments, **keywords)
+        try:
+            super()._real_close(*arguments, **keywords)
+        finally:
+            _visitors.forget(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce_as_socket(self, Guest) or super().__reduce_ex__(protocol)
@@ -81,12 +84,6 @@ for _name in (
     setattr(Guest, _name, _method(_name))
 Guest.__name__ = Guest.__qualname__ = "socket"
 Guest.__module__ = "socket"
-
-
-def _wake(sock: Any) -> None:
-    """Its descriptor is about to be closed or given away: who waits for it is woken."""
-    for copy in _calls.copies_of(sock):
-        _hubs.forget_descriptor(copy)
 
 
 _made: dict[type, type | None] = {}  # by the program's class; None: it cannot be derived from

@@ -20,6 +20,7 @@ from fastsock._channel cimport (
     set_nonblocking,
 )
 from fastsock._clock cimport NEVER, nanoseconds
+from fastsock._visitors cimport forget
 from fastsock._waiter cimport fail
 
 cdef enum:
@@ -236,7 +237,10 @@ def _real_close(self):
         else:
             if channel.waiter is not None:
                 channel.waiter.forget(channel)
-            _socket_close(self)
+            try:
+                _socket_close(self)
+            finally:
+                forget(channel)
 
 
 def detach(self):
@@ -249,7 +253,9 @@ def detach(self):
         channel.waiter.forget(channel)
     self._closed = True
     if channel.handed_over:
-        return _socket_detach(self)
-    descriptor = channel.descriptor
-    channel.descriptor = -1
+        descriptor = _socket_detach(self)
+    else:
+        descriptor = channel.descriptor
+        channel.descriptor = -1
+    forget(channel)
     return descriptor
