@@ -248,8 +248,7 @@ def detach(self):
     cdef Channel channel = channel_of(self)
     cdef int descriptor
     if channel.waiter is not None:
-        if channel.waiter.here():
-            channel.waiter.settle(channel, self)
+        channel.settle(self)
         channel.waiter.forget(channel)
     self._closed = True
     if channel.handed_over:
