@@ -4,8 +4,12 @@ Threads: see ``_tasks``.
 """
 
 from fastsock cimport _sys
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._tasks cimport LOOP, Scheduler, Task
+
+cdef enum:
+    # So often what the epoll does not take is polled.
+    SLICE = 20 * MILLISECOND
 
 
 cdef class MainScheduler(Scheduler):
@@ -36,17 +40,18 @@ cdef class MainScheduler(Scheduler):
         cdef int ready = 0
         self.account(self.main)
         self.polling = True
-        self.fired = self.arm(polled, count)
+        self.arm(polled, count, until)
         self.interrupted = False
-        self.until = until
         try:
             while ready == 0:
                 if not self.step():
                     continue
-                if self.fired:
+                if self.fired or self.unwatched:
                     # Asked again: the event may be of an earlier wait, or somebody was faster.
                     ready = _sys.poll(polled, count, 0)
-                    self.fired = ready == 0 and self.arm(polled, count)
+                    self.fired = False
+                    if ready == 0:
+                        self.arm(polled, count, until)
                 if ready == 0:
                     if self.interrupted:
                         _sys.errno = _sys.EINTR
@@ -79,15 +84,16 @@ cdef class MainScheduler(Scheduler):
                 self.account(task)
         return not self.starting
 
-    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept:
-        """Have the epoll tell once when one of these is ready; whether one of them is already.
+    cdef void arm(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) noexcept:
+        """Have the epoll tell once when one of these is ready, or it is time.
 
         Anew each time, as poll(2) takes its list: who was closed, and whose number is somebody
         else's by now, is found out here. What is left behind can fire once more.
         """
         cdef _sys.epoll_event event
         cdef _sys.nfds_t index
-        cdef bint known = False
+        self.until = until
+        self.fired = self.unwatched = False
         event.events = _sys.EPOLLIN | _sys.EPOLLONESHOT
         event.data.u64 = LOOP
         for index in range(count):
@@ -98,5 +104,9 @@ cdef class MainScheduler(Scheduler):
             if (_sys.errno == _sys.ENOENT and _sys.epoll_ctl(
                     self.poller, _sys.EPOLL_CTL_ADD, polled[index].fd, &event) == 0):
                 continue
-            known = True  # a regular file (EPERM) is, for poll(2); so is what is closed
-        return known
+            if _sys.errno == _sys.EPERM or _sys.errno == _sys.EBADF:
+                self.fired = True  # for poll(2) a regular file is ready; so is what is closed
+            else:
+                self.unwatched = True  # ENOSPC: the user has too many in epolls (epoll(7)); ENOMEM
+        if self.unwatched:
+            self.until = sooner(until, monotonic() + SLICE)
