@@ -1,6 +1,7 @@
 """The calls of a socket object, made so that they wait by a function instead of blocking.
 
-The function is (descriptor, read, write, seconds) -> ready; a hub's, see ``_channel.waiting()``.
+The function is (descriptor, read, write, seconds, copy) -> ready; a hub's, see
+``_visitors.waiting()``.
 The socket's timeout is that of a whole call. Nothing here is used where there are no tasks.
 """
 
@@ -14,18 +15,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from fastsock import _channel
+from fastsock import _methods, _visitors
+from fastsock._channel import Channel
 from fastsock._types import Any
 
-Wait = Callable[[int, bool, bool, "float | None"], bool]
-
-# By id() of a socket: the copies of its descriptor that are waited for, to be woken by close().
-_copies: dict[int, list[int]] = {}
-
-
-def copies_of(sock: Any) -> list[int]:
-    """The descriptors that callers wait for who wait for a socket."""
-    return list(_copies.get(id(sock), ()))
+Wait = Callable[..., bool]
 
 
 class _Attempts:
@@ -46,21 +40,15 @@ class _Attempts:
         Raises:
             TimeoutError: the time is over.
         """
-        if hasattr(self._sock, "_channel") and _channel.suspends(self._sock):
-            _channel.await_ready(self._sock, writing)  # whom a close() of the Connection wakes
-            return
-        # A copy: its number is not to become somebody else's while it is waited for.
-        copy = os.dup(self.descriptor())
-        copies = _copies.setdefault(id(self._sock), [])
-        copies.append(copy)
-        try:
-            if not self._wait(copy, not writing, writing, self.left()):
-                raise TimeoutError("timed out")
-        finally:
-            os.close(copy)
-            copies.remove(copy)
-            if not copies:
-                _copies.pop(id(self._sock), None)
+        whom = self._sock
+        channel = getattr(whom, "_channel", None)
+        if isinstance(channel, Channel):
+            if _methods.suspends(self._sock):
+                _methods.await_ready(self._sock, writing)
+                return
+            whom = channel
+        if not _visitors.wait_by(self._wait, whom, self.descriptor(), writing, self.left()):
+            raise TimeoutError("timed out")
 
     def pause(self) -> None:
         """Wait for a moment, where the kernel has nothing to wait for."""

@@ -19,11 +19,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._channel cimport NOTHING, OVERDUE, Borrower, Channel, channel_of, fail
+from fastsock._channel cimport channel_of
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
+from fastsock._waiter cimport NOTHING, OVERDUE, Borrower, Endpoint, fail
 
 cdef enum:
     INCOMING = 1 << 16
@@ -128,7 +129,7 @@ cdef class Hub(Descriptors):
 
     # Descriptors
 
-    cdef Slot enrol(self, Channel channel, int descriptor):
+    cdef Slot enrol(self, Endpoint channel, int descriptor):
         """The slot of a channel's descriptor."""
         cdef Slot slot = channel.slot
         if slot is not None:
@@ -147,7 +148,7 @@ cdef class Hub(Descriptors):
         channel.slot = slot
         return slot
 
-    cdef int forget(self, Channel channel) except -1:
+    cdef int forget(self, Endpoint channel) except -1:
         """For any thread."""
         cdef Slot slot = channel.slot
         cdef Task task
@@ -197,7 +198,7 @@ cdef class Hub(Descriptors):
             fail(_sys.EBADF)
         return task.outcome
 
-    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing) except -1:
         """Wait until a receive or a send would probably not; for calls that aren't ours."""
         cdef nanoseconds limit, deadline = 0
         cdef _sys.pollfd asked
@@ -221,7 +222,7 @@ cdef class Hub(Descriptors):
 
     # Receiving
 
-    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive(self, Endpoint channel, object connection, char *into, size_t size,
                             int flags) except -1:
         cdef nanoseconds limit
         cdef Py_ssize_t count, received = 0
@@ -245,7 +246,7 @@ cdef class Hub(Descriptors):
             received += count
         return received
 
-    cdef Py_ssize_t receive_some(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive_some(self, Endpoint channel, object connection, char *into, size_t size,
                                  int flags) except -1:
         cdef Py_ssize_t count
         count = self.receive_or_borrow(channel, connection, into, size, flags, None)
@@ -258,7 +259,7 @@ cdef class Hub(Descriptors):
     cdef char *lent(self) noexcept:
         return self.incoming
 
-    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+    cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
                                       size_t size, int flags, Borrower borrower) except -1:
         cdef nanoseconds limit, deadline = 0
         cdef int descriptor, error, outcome
@@ -332,7 +333,7 @@ cdef class Hub(Descriptors):
 
     # Sending
 
-    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
+    cdef bint gathers(self, Endpoint channel, const char *data, size_t size) noexcept:
         # Who holds back bytes of a connection has looked at everything else, and whatever changes
         # it sends them first.
         if (self.sender is not channel or self.held == 0 or size >= DIRECT
@@ -344,7 +345,7 @@ cdef class Hub(Descriptors):
         channel.sent += size
         return True
 
-    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
+    cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
         cdef nanoseconds limit = channel.limit
         if channel.failed is not None:
@@ -379,7 +380,7 @@ cdef class Hub(Descriptors):
         channel.sent += <size_t> count
         return count
 
-    cdef object take_held(self, Channel channel):
+    cdef object take_held(self, Endpoint channel):
         if self.sender is not channel or not self.held:
             return None
         taken = PyBytes_FromStringAndSize(self.outgoing, self.held)
@@ -392,7 +393,7 @@ cdef class Hub(Descriptors):
             self.flush()
         return 0
 
-    cdef int settle(self, Channel channel, object connection) except -1:
+    cdef int settle(self, Endpoint channel, object connection) except -1:
         if self.held and self.sender is channel:
             self.flush()
         if channel.failed is not None:
@@ -405,7 +406,7 @@ cdef class Hub(Descriptors):
         What that fails with is raised by the next call on that connection: this may be one on
         another, or on none.
         """
-        cdef Channel channel = self.sender
+        cdef Endpoint channel = self.sender
         cdef Slot slot = channel.slot
         cdef Py_ssize_t count = -1
         cdef int error = _sys.EAGAIN
@@ -426,7 +427,7 @@ cdef class Hub(Descriptors):
             channel.failed = error_of_it
         return 1
 
-    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1:
+    cdef int flush_rest(self, Endpoint channel, Py_ssize_t count, int error) except -1:
         """Send what is held back but for count bytes of it; -1: error was found instead."""
         cdef object connection = self.sending
         cdef size_t held = self.held
@@ -442,11 +443,11 @@ cdef class Hub(Descriptors):
         self.send_all(channel, connection, PyBytes_AS_STRING(rest), held - count, 0, True)
         return 0
 
-    cdef int raise_failed(self, Channel channel) except -1:
+    cdef int raise_failed(self, Endpoint channel) except -1:
         error, channel.failed = channel.failed, None
         raise error
 
-    cdef Py_ssize_t send_all(self, Channel channel, object connection, const char *data,
+    cdef Py_ssize_t send_all(self, Endpoint channel, object connection, const char *data,
                              size_t size, int flags, bint all_of_it) except -1:
         cdef nanoseconds limit, deadline = 0
         cdef int descriptor = channel.current(connection, &limit)

@@ -4,12 +4,10 @@ Read from the server for each connection, like its hooks. What is no positive in
 program may have such an attribute for something else.
 """
 
-from cpython.ref cimport PyObject
 from libc.string cimport memcmp, memset
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
-from fastsock._ledger cimport Ledger, Record
+from fastsock._ledger cimport Ledger
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8(object text) except NULL

@@ -1,5 +1,5 @@
-from fastsock._channel cimport Borrower, Channel
-from fastsock._ledger cimport flag
+from fastsock._channel cimport Channel
+from fastsock._waiter cimport Borrower, flag
 
 
 cdef class Stream(Borrower):
