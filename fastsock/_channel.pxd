@@ -5,7 +5,7 @@ from fastsock._waiter cimport Endpoint
 cdef class Channel(Endpoint):
     cdef object writer  # a weak reference to a wfile that may hold bytes back, or None
 
-    cdef int not_ready(self, nanoseconds deadline) except -1
+    cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1
     cdef int after_wait(self, object connection) noexcept nogil
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
@@ -14,7 +14,8 @@ cdef class Channel(Endpoint):
     cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
                          bint all_of_it) except -1
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
-                             int flags, nanoseconds deadline, int *error) except -1
+                             int flags, nanoseconds deadline, nanoseconds begun,
+                             int *error) except -1
     cdef int close(self) except -1
     cdef int settle(self, object connection) except -1
     cdef bint has_packets(self) noexcept

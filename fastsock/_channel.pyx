@@ -28,7 +28,7 @@ from libc.math cimport ceil
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._clock cimport MILLISECOND, NEVER, SECOND, deadline_of, monotonic, nanoseconds
+from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 from fastsock._visitors cimport forget, transfer_by, waiting
@@ -152,11 +152,11 @@ cdef class Channel(Endpoint):
         """Whether a receive into too small a buffer may lose bytes."""
         return self.kind != _sys.SOCK_STREAM
 
-    cdef int not_ready(self, nanoseconds deadline) except -1:
+    cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1:
         """poll(2) said that it is ready and the call that it isn't: perhaps for good."""
         PyErr_CheckSignals()
         if monotonic() > deadline:
-            raise TimeoutError("timed out")
+            self.overdue(writing, begun)
         return 0
 
     cdef int after_wait(self, object connection) noexcept nogil:
@@ -193,26 +193,32 @@ cdef class Channel(Endpoint):
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
         cdef Py_ssize_t count
+        cdef nanoseconds deadline
         cdef int error
+        if self.deadlines is not None:
+            self.check_whole()
         if self.eager and flags == 0:
             count = _sys.recv(descriptor, buffer, size, _sys.MSG_DONTWAIT)
             if count >= 0:
-                self.received += <size_t> count
+                self.came(count)
                 return count
             error = _sys.errno
             self.eager = False
             if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                 fail(error)
+        deadline = self.until(limit, False, 0)
+        if self.deadlines is not None and deadline != NEVER:
+            flags |= _sys.MSG_DONTWAIT  # of a descriptor that blocks, perhaps
         self.doing = READING if self.in_message else IDLE
         try:
             count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
-                                  deadline_of(limit), &error)
+                                  deadline, 0, &error)
         finally:
             self.doing = WORKING
         if error:
             fail(error)
         if not flags & _sys.MSG_PEEK:
-            self.received += <size_t> count
+            self.came(count)
         # The sender is ahead of us: the next bytes will probably be there.
         self.eager = <size_t> count == size
         return count
@@ -238,46 +244,52 @@ cdef class Channel(Endpoint):
             if wait is not None:
                 return transfer_by(wait, self, connection, True, <char *> data, size, flags,
                                    all_of_it)
-        cdef nanoseconds limit, deadline
+        cdef nanoseconds limit, deadline, begun = 0
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
+        if self.deadlines is not None:
+            self.check_whole()
+            begun = monotonic()
         cdef Py_ssize_t count
         cdef int error
         if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count
-                self.sent += sent
+                self.went(count)
                 if sent == size or (limit != NEVER and not all_of_it):
                     return sent
             else:
                 error = _sys.errno
                 if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                     fail(error)
-        deadline = deadline_of(limit)
+        deadline = self.until(limit, True, begun)
+        if self.deadlines is not None and deadline != NEVER:
+            flags |= _sys.MSG_DONTWAIT
         while True:
             self.doing = WRITING
             try:
                 count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
-                                      flags | _sys.MSG_NOSIGNAL, deadline, &error)
+                                      flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
             finally:
                 self.doing = WORKING
             sent += <size_t> count
-            self.sent += <size_t> count
+            self.went(count)
             if error:
                 if sent and not all_of_it:
                     return sent  # as send(2) itself: the next call meets the error
                 fail(error)
             if all_of_it:
                 PyErr_CheckSignals()  # as socket.sendall() between its calls
-            if sent >= size or not all_of_it:
+            if sent >= size or not (all_of_it or self.deadlines is not None and limit == NEVER):
                 return sent
 
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
-                             int flags, nanoseconds deadline, int *error) except -1:
+                             int flags, nanoseconds deadline, nanoseconds begun,
+                             int *error) except -1:
         """One recv(2) (POLLIN) or send(2) (POLLOUT): the place where a connection waits.
 
-        What the call itself fails with is in error, and not raised.
+        What the call itself fails with is in error, and not raised. begun: see ``until()``.
         """
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
@@ -302,7 +314,7 @@ cdef class Channel(Endpoint):
             turn_over()
             if error[0] == 0:
                 if ready == 0:
-                    raise TimeoutError("timed out")
+                    self.overdue(events == _sys.POLLOUT, begun)
                 return count
             if error[0] == _sys.EINTR:
                 PyErr_CheckSignals()  # whose handlers may close the connection
@@ -310,7 +322,7 @@ cdef class Channel(Endpoint):
             elif error[0] != _sys.EAGAIN or deadline == NEVER:
                 return 0
             else:
-                self.not_ready(deadline)
+                self.not_ready(deadline, events == _sys.POLLOUT, begun)
 
     cdef int settle(self, object connection) except -1:
         """Have what a task has written to the connection leave before something else happens."""
@@ -450,7 +462,7 @@ cdef object _and_more(Channel channel, object connection, Py_ssize_t size):
     """The bytes in the scratch buffer, and what else is there already, up to size in all."""
     cdef size_t more = _waiting(channel.descriptor)
     cdef PyObject *data
-    channel.received += SCRATCH
+    channel.came(SCRATCH)
     if more == 0:
         return PyBytes_FromStringAndSize(_scratch, SCRATCH)
     size = min(size, SCRATCH + <Py_ssize_t> more)
@@ -472,16 +484,18 @@ cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, i
     if flags == 0 and channel.waiter is not None and channel.waiter.here():
         count = channel.waiter.receive_or_borrow(channel, connection, NULL, size, 0, None)
         if count == OVERDUE:
-            raise TimeoutError("timed out")
+            channel.overdue(False, 0)
         if count == NOTHING:
             fail(_sys.EAGAIN)
         return PyBytes_FromStringAndSize(channel.waiter.lent(), count)
     # Programs ask for far more than comes. What is waiting is received into a small buffer first;
     # nobody but who holds the GIL uses it.
+    if channel.deadlines is not None:
+        channel.check_whole()
     if channel.eager and flags == 0 and not channel.handed_over and size > SCRATCH:
         count = _sys.recv(channel.descriptor, _scratch, SCRATCH, _sys.MSG_DONTWAIT)
         if 0 <= count < SCRATCH:
-            channel.received += <size_t> count
+            channel.came(count)
             return PyBytes_FromStringAndSize(_scratch, count)
         if count == SCRATCH:
             return _and_more(channel, connection, size)

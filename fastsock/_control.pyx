@@ -32,6 +32,7 @@ from fastsock._datagram cimport (
 )
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._ledger cimport Ledger
+from fastsock._deadlines import DeadlineError
 from fastsock._limits cimport gate_of, refusal, unlimited
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
@@ -662,8 +663,15 @@ cpdef int over(Control control, object request) except -1:
 cpdef int failed(object server, Control control, object request,
                  object client_address) except -1:
     """An exception has left a handler; in the except clause."""
-    control.ledger.failed += 1
-    server.handle_error(request, client_address)
+    error = sys.exc_info()[1]
+    hook = None
+    if isinstance(error, DeadlineError):
+        hook = getattr(server, "handle_timeout_error", None)
+    if hook is not None:
+        hook(request, client_address, error.which)
+    else:
+        control.ledger.failed += 1
+        server.handle_error(request, client_address)
     return 0
 
 

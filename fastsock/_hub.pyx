@@ -251,7 +251,7 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         count = self.receive_or_borrow(channel, connection, into, size, flags, None)
         if count == OVERDUE:
-            raise TimeoutError("timed out")
+            channel.overdue(False, 0)
         if count == NOTHING:
             fail(_sys.EAGAIN)
         return count
@@ -266,6 +266,8 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         cdef Slot slot
         cdef Task task
+        if channel.deadlines is not None:
+            channel.check_whole()
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
         if into == NULL:
@@ -300,7 +302,7 @@ cdef class Hub(Descriptors):
                 if slot is not None:
                     slot.readable = False
             if deadline == 0:
-                deadline = NEVER if limit == NEVER else monotonic() + limit
+                deadline = channel.until(limit, False, 0)
             if self.held and self.flush():
                 descriptor = channel.current(connection, &limit)
             if channel.failed is not None:
@@ -326,7 +328,7 @@ cdef class Hub(Descriptors):
         self.taken += <size_t> count
         self.receives += 1
         if not flags & _sys.MSG_PEEK:
-            channel.received += <size_t> count
+            channel.came(count)
         if borrower is not None:
             self.borrower = borrower
         return count
@@ -350,6 +352,8 @@ cdef class Hub(Descriptors):
         cdef nanoseconds limit = channel.limit
         if channel.failed is not None:
             self.raise_failed(channel)
+        if channel.deadlines is not None:
+            channel.check_whole()
         if self.given >= MOST_BYTES:
             self.give_way()
         self.given += size
@@ -369,7 +373,7 @@ cdef class Hub(Descriptors):
                     self.sending = connection
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
-                channel.sent += size
+                channel.went(size)
                 return size
         if self.held:
             self.flush()
@@ -377,7 +381,7 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
-        channel.sent += <size_t> count
+        channel.went(count)
         return count
 
     cdef object take_held(self, Endpoint channel):
@@ -449,7 +453,7 @@ cdef class Hub(Descriptors):
 
     cdef Py_ssize_t send_all(self, Endpoint channel, object connection, const char *data,
                              size_t size, int flags, bint all_of_it) except -1:
-        cdef nanoseconds limit, deadline = 0
+        cdef nanoseconds limit, deadline = 0, begun = 0
         cdef int descriptor = channel.current(connection, &limit)
         cdef int error
         cdef size_t sent = 0
@@ -457,9 +461,13 @@ cdef class Hub(Descriptors):
         cdef Slot slot = channel.slot
         cdef Slot mine = None
         if slot is not None and slot.sender is not None and limit != 0:
-            deadline = NEVER if limit == NEVER else monotonic() + limit
+            begun = monotonic()
+            deadline = channel.until(limit, True, begun)
             while slot.sender is not None:  # which is in the middle of its own
-                self.queue_for(slot, deadline)
+                try:
+                    self.queue_for(slot, deadline)
+                except TimeoutError:
+                    channel.overdue(True, begun)
             descriptor = channel.current(connection, &limit)
         try:
             while True:
@@ -488,12 +496,14 @@ cdef class Hub(Descriptors):
                         return sent
                     fail(error)
                 if deadline == 0:
-                    deadline = NEVER if limit == NEVER else monotonic() + limit
+                    begun = monotonic()
+                    deadline = channel.until(limit, True, begun)
                 slot = self.enrol(channel, descriptor)
                 slot.sender = self.current
                 mine = slot
                 channel.doing = WRITING
-                self.wait_for(slot, True, deadline)
+                if self.wait_at_slot(slot, True, deadline) == TIMED_OUT:
+                    channel.overdue(True, begun)
                 channel.doing = WORKING
                 descriptor = channel.current(connection, &limit)
         finally:

@@ -48,6 +48,7 @@ cdef class Ledger:
     cdef readonly unsigned long long datagrams
     cdef nanoseconds ended_at  # the latest datagram's handler
     cdef unsigned long long buckets[BUCKETS]
+    cdef readonly dict timed_out  # by deadline: how many connections
     cdef readonly dict refused  # by reason: how many connections
     # Of _limits:
     cdef dict peers  # by whom they count for: how many connections; None: nobody asks
@@ -64,3 +65,4 @@ cdef class Ledger:
     cdef int count_peers(self, object peer_key) except -1
     cdef int renew_event(self) except -1
     cdef int refuse(self, object reason) except -1
+    cdef int time_out(self, object which) except -1

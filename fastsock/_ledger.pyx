@@ -117,6 +117,7 @@ cdef class Ledger:
     def __init__(self):
         self.others = {}
         self.refused = {}
+        self.timed_out = {}
 
     def __dealloc__(self):
         if self.event >= 0:
@@ -182,6 +183,11 @@ cdef class Ledger:
     cdef int refuse(self, object reason) except -1:
         """Count a connection that is not served."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
+        return 0
+
+    cdef int time_out(self, object which) except -1:
+        """Count a connection of which a deadline is over."""
+        self.timed_out[which] = self.timed_out.get(which, 0) + 1
         return 0
 
     def enter_other(self, request, peer):

@@ -19,6 +19,7 @@ from fastsock._channel cimport (
     seconds_of,
     set_nonblocking,
 )
+from fastsock._deadlines cimport deadlines_of
 from fastsock._clock cimport NEVER, nanoseconds
 from fastsock._visitors cimport forget
 from fastsock._waiter cimport fail
@@ -223,6 +224,11 @@ def close(self):
     self._closed = True
     if self._io_refs <= 0:
         self._real_close()
+
+
+def begin(connection, handler):
+    """A handler of this connection begins: set the deadlines that its class has, if any."""
+    channel_of(connection).deadlines = deadlines_of(handler)
 
 
 def _real_close(self):

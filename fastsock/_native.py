@@ -22,6 +22,7 @@ MODULES = frozenset(
         "_control",
         "_core",
         "_datagram",
+        "_deadlines",
         "_descriptors",
         "_direct",
         "_genuine",

@@ -171,7 +171,7 @@ cdef class Reader(Stream):
             self.end = self.room = <size_t> count
         elif count == OVERDUE:
             self.note_timeout()
-            raise TimeoutError("timed out")
+            self.channel.overdue(False, 0)
         elif count == NOTHING:
             return WOULD_BLOCK
         return count

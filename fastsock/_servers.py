@@ -144,11 +144,14 @@ class BaseServer:
             at least one, has ended) or "reject" (they are taken and closed at once, until then).
         max_connections_per_peer: what is beyond that, by IPv4 address or IPv6 network of /64, is
             taken and closed at once; None: no limit.
+        quiet_disconnects: handle_error() prints one line, and no traceback, of a
+            ConnectionResetError or BrokenPipeError: the peer has gone.
     """
 
     max_connections: int | None = None
     max_connections_per_peer: int | None = None
     overload: str = "wait"
+    quiet_disconnects: bool = False
 
     server_address: Address
     timeout: float | None = None
@@ -288,6 +291,11 @@ class BaseServer:
         Runs inside the exception: ``raise`` and ``sys.exc_info()`` work. An exception that
         leaves this hook leaves ``serve_forever()`` too, after the request was shut down.
         """
+        error = sys.exc_info()[1]
+        if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+            if getattr(self, "quiet_disconnects", None) is True:
+                print(f"{client_address} has gone: {error}", file=sys.stderr)
+                return
         print("-" * 40, file=sys.stderr)
         print(
             "Exception occurred during processing of request from",
@@ -327,6 +335,21 @@ class BaseServer:
     #: the connections that are being served, the latest first, as a list of ``LiveConnection``;
     #: a snapshot (not in the standard library)
     connections = _Connections()
+
+    def handle_timeout_error(
+        self, request: RequestType, client_address: RetAddress, which: str
+    ) -> None:
+        """Called in the place of handle_error() when DeadlineError has left a handler.
+
+        Runs inside the exception. By default a debug message goes to the logger "fastsock". May
+        be overridden. (Not in the standard library.)
+
+        Args:
+            which: the handler's attribute whose time was over, "idle_timeout" for example.
+        """
+        import logging  # late: it takes a third as long as the import of the package
+
+        logging.getLogger("fastsock").debug("%s of %s is over", which, client_address)
 
     def __enter__(self) -> Self:
         return self

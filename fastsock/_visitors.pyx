@@ -10,7 +10,7 @@ Threads: any, under the GIL.
 from cpython.exc cimport PyErr_CheckSignals
 
 from fastsock cimport _sys
-from fastsock._clock cimport NEVER, deadline_of, monotonic, nanoseconds
+from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._waiter cimport Endpoint, fail
 
 
@@ -96,7 +96,8 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
     """A channel's receive(), or send(), that waits by a function."""
     cdef nanoseconds limit
     cdef int descriptor = channel.current(connection, &limit)
-    cdef nanoseconds deadline = deadline_of(limit)
+    cdef nanoseconds begun = monotonic()
+    cdef nanoseconds deadline = channel.until(limit, writing, begun)
     cdef size_t done = 0
     cdef Py_ssize_t count
     cdef int error
@@ -110,9 +111,9 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
         if count >= 0:
             done += <size_t> count
             if writing:
-                channel.sent += <size_t> count
+                channel.went(count)
             else:
-                channel.received += <size_t> count
+                channel.came(count)
             if not writing or done >= size or (limit != NEVER and not all_of_it):
                 return done
             continue
@@ -127,5 +128,5 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
             if deadline != NEVER:
                 left = max(<double> deadline - monotonic(), 0) / 1e9
             if not wait_by(wait, channel, descriptor, writing, left):
-                raise TimeoutError("timed out")
+                channel.overdue(writing, begun)
         descriptor = channel.current(connection, &limit)

@@ -1,4 +1,5 @@
 from fastsock._clock cimport nanoseconds
+from fastsock._deadlines cimport Deadlines
 from fastsock._ledger cimport Record, flag
 
 
@@ -13,6 +14,7 @@ cdef class Waiter
 cdef class Endpoint(Record):
     cdef Waiter waiter  # None: its thread waits
     cdef object slot  # the waiter's
+    cdef Deadlines deadlines  # None: there are none but the timeout of the socket
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
     cdef int descriptor  # owned; -1: given away or closed
     cdef int handed  # what the socket object was given, until it is closed or detached; or -1
@@ -25,6 +27,13 @@ cdef class Endpoint(Record):
     cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
 
     cdef int current(self, object connection, nanoseconds *limit) except -2
+    cdef nanoseconds until(self, nanoseconds limit, bint writing,
+                           nanoseconds begun) except? -2
+    cdef int check(self, bint writing, nanoseconds begun) except -1
+    cdef int check_whole(self) except -1
+    cdef int overdue(self, bint writing, nanoseconds begun) except -1
+    cdef void came(self, Py_ssize_t count) noexcept
+    cdef void went(self, Py_ssize_t count) noexcept
 
 
 cdef class Borrower:

@@ -14,8 +14,11 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.math cimport ceil
 
 from fastsock cimport _sys
-from fastsock._clock cimport NEVER, nanoseconds
+from fastsock._clock cimport NEVER, monotonic, nanoseconds, sooner
+from fastsock._deadlines cimport Deadlines
 from fastsock._ledger cimport Record
+
+from fastsock._deadlines import DeadlineError
 
 cdef object _fileno = _socket.socket.fileno
 cdef object _gettimeout = _socket.socket.gettimeout
@@ -45,6 +48,59 @@ cdef class Endpoint(Record):
         timeout = _gettimeout(connection)
         limit[0] = NEVER if timeout is None else <nanoseconds> ceil(<double> timeout * 1e9)
         return _fileno(connection)
+
+    cdef nanoseconds until(self, nanoseconds limit, bint writing, nanoseconds begun) except? -2:
+        """When a call that began then, and has to wait, is to be given up; NEVER: it does not wait.
+
+        limit: the socket's timeout. begun: 0: now.
+        """
+        cdef nanoseconds by
+        if limit == 0:
+            return NEVER
+        if self.deadlines is None and limit == NEVER:
+            return NEVER
+        if begun == 0:
+            begun = monotonic()
+        by = NEVER if limit == NEVER else begun + limit
+        if self.deadlines is None:
+            return by
+        if writing:
+            return sooner(by, self.deadlines.of_send(begun))
+        return sooner(by, self.deadlines.of_receive(self.in_message))
+
+    cdef int check(self, bint writing, nanoseconds begun) except -1:
+        """Raise DeadlineError if a deadline is over; not the socket's timeout."""
+        cdef Deadlines deadlines = self.deadlines
+        which = deadlines.over(writing, self.in_message, begun)
+        if which is not None:
+            if not deadlines.told and self.ledger is not None:
+                deadlines.told = True
+                self.ledger.time_out(which)
+            raise DeadlineError("timed out", which=which)
+        return 0
+
+    cdef int check_whole(self) except -1:
+        """Raise DeadlineError if the time for the whole request is over; where there are some."""
+        if self.deadlines.whole_by != NEVER and monotonic() >= self.deadlines.whole_by:
+            self.check(True, 0)
+        return 0
+
+    cdef int overdue(self, bint writing, nanoseconds begun) except -1:
+        """Raise what says that a wait has been given up."""
+        if self.deadlines is not None:
+            self.check(writing, begun)
+        raise TimeoutError("timed out")
+
+    cdef void came(self, Py_ssize_t count) noexcept:
+        self.received += <size_t> count
+        if self.deadlines is not None and count > 0:
+            self.deadlines.first_by = NEVER
+            self.deadlines.moved()
+
+    cdef void went(self, Py_ssize_t count) noexcept:
+        self.sent += <size_t> count
+        if self.deadlines is not None:
+            self.deadlines.moved()
 
 
 cdef class Borrower:
