@@ -292,10 +292,10 @@ class BaseServer:
         leaves this hook leaves ``serve_forever()`` too, after the request was shut down.
         """
         error = sys.exc_info()[1]
-        if isinstance(error, (ConnectionResetError, BrokenPipeError)):
-            if getattr(self, "quiet_disconnects", None) is True:
-                print(f"{client_address} has gone: {error}", file=sys.stderr)
-                return
+        has_gone = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        if has_gone and getattr(self, "quiet_disconnects", None) is True:
+            print(f"{client_address} has gone: {error}", file=sys.stderr)
+            return
         print("-" * 40, file=sys.stderr)
         print(
             "Exception occurred during processing of request from",
