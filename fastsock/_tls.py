@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Callable
 
 from fastsock import _accept, _hubs
+from fastsock._sync import Event
 from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 RECORD = 1 << 14
 #: seconds; a timeout that is over as soon as it has begun
 MOMENT = 1e-9
+#: seconds between two attempts where the kernel has nothing to wait for
+PAUSE = 0.005
 
 # The key in an instance's dictionary under which its timeout is, once it is entered.
 _LIMIT = "_fastsock_limit"
@@ -103,6 +106,13 @@ class _Wait:
         finally:
             if entry in queue:
                 queue.remove(entry)
+
+    def pause(self) -> bool:
+        """Wait for a moment; false if the time is over."""
+        if self._left() == 0:
+            return False
+        Event().wait(PAUSE)
+        return self._still_open(True)
 
     def _left(self) -> float | None:
         if self._deadline is None:
@@ -258,6 +268,22 @@ def _repeat_plain(wait: _Wait, read: bool, call: Callable[..., Any], *arguments:
             raise TimeoutError("timed out")
 
 
+def _await_connection(sock: Any, wait: _Wait, error: int) -> int:
+    """Wait after a connect(2) that has failed with this; return its errno, EAGAIN: time is over."""
+    if error == errno.EAGAIN:  # the backlog of a Unix listener is full
+        return 0 if wait.pause() else errno.EAGAIN
+    while wait.until(read=False):
+        if failed := int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            if sock.gettimeout() is None:
+                # Where connect(2) doesn't block, the one after it only hears that it has failed.
+                _socket.socket.connect_ex(sock, sock.getsockname())
+            return failed
+        with contextlib.suppress(OSError):  # it was an event of before
+            sock.getpeername()
+            return 0
+    return errno.EAGAIN
+
+
 def _enter_plain(sock: Any) -> bool:
     """As _enter(), for a call of the socket underneath."""
     attributes = vars(sock)
@@ -302,6 +328,28 @@ def _subclass(base: Any) -> Any:
         def _sslobj(self, made: Any) -> None:
             attributes: Any = vars(self)
             attributes["_sslobj"] = None if made is None else (made, _Waiting(made, self))
+
+        def _real_connect(self, address: Any, connect_ex: bool) -> Any:
+            if self.gettimeout() == 0.0 or not _enter(self, 0):
+                return super()._real_connect(address, connect_ex)
+            wait = _Wait(self, self.gettimeout())
+            while True:
+                try:
+                    error = super()._real_connect(address, connect_ex)
+                except BlockingIOError as blocked:
+                    error = blocked.errno
+                if error not in (errno.EINPROGRESS, errno.EAGAIN):
+                    return error
+                if failed := _await_connection(self, wait, error):
+                    if connect_ex:
+                        return failed
+                    if failed == errno.EAGAIN:
+                        raise TimeoutError("timed out")
+                    raise OSError(failed, os.strerror(failed))
+                self._sslobj = None
+                if error == errno.EINPROGRESS:
+                    # The next connect(2) says that it is connected; no name is looked up again.
+                    address = self.getpeername()
 
         def sendall(self, data: Any, flags: int = 0) -> Any:
             if not _enter_plain(self):
