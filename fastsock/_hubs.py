@@ -8,6 +8,7 @@ used from any.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal, without the enums that it makes
 import atexit
 import contextlib
 import os
@@ -26,6 +27,8 @@ from fastsock._types import Any
 #: how often the watch looks, and how long a task may hold the thread before it says so; seconds
 LOOK_EVERY = 0.2
 HELD_TOO_LONG = 0.5
+
+_SIGNALS = range(1, _signal.NSIG)
 
 _here = threading.local()
 _all: weakref.WeakSet[Hub] = weakref.WeakSet()
@@ -239,23 +242,23 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    import signal
-
-    codes = set()
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
-        if callable(handler):
-            function = getattr(handler, "func", handler)  # of a partial
-            function = getattr(function, "__func__", function)
-            if not hasattr(function, "__code__"):
-                function = type(function).__call__
-            codes.add(getattr(function, "__code__", None))
-    trace = error.__traceback__
+    codes = set(map(_code_of, filter(callable, map(_signal.getsignal, _SIGNALS))))
+    codes.discard(None)
+    trace = error.__traceback__ if codes else None
     while trace is not None:
         if trace.tb_frame.f_code in codes:
             return True
         trace = trace.tb_next
     return False
+
+
+def _code_of(handler: Any) -> Any:
+    """What a function of ``signal.signal()`` runs; None: nothing of Python's."""
+    function = getattr(handler, "func", handler)  # of a partial
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__code__"):
+        function = type(function).__call__
+    return getattr(function, "__code__", None)
 
 
 def report() -> None:
