@@ -36,6 +36,13 @@ _crews: weakref.WeakSet[Tasks] = weakref.WeakSet()
 _at_close: weakref.WeakKeyDictionary[Hub, list[Callable[[], object]]] = weakref.WeakKeyDictionary()
 
 
+class _Life:
+    """Of a thread, in whose storage it is the only one: it goes when the thread ends."""
+
+
+_lives: weakref.WeakKeyDictionary[Hub, weakref.ref[_Life]] = weakref.WeakKeyDictionary()
+
+
 def _greenlet() -> Any:
     """The module.
 
@@ -133,7 +140,16 @@ def of_thread() -> Hub:
             greenlet.greenlet, greenlet.getcurrent(), greenlet.GreenletExit, _held, _refuses
         )
         _all.add(hub)
+        if not hasattr(_here, "life"):
+            _here.life = _Life()
+        _lives[hub] = weakref.ref(_here.life)
     return hub
+
+
+def is_orphaned(hub: Hub) -> bool:
+    """Whether its thread has ended, so that nothing can ever run on it."""
+    life = _lives.get(hub)
+    return life is not None and life() is None
 
 
 def release(hub: Hub) -> None:
@@ -142,12 +158,16 @@ def release(hub: Hub) -> None:
         hub.close()
         if getattr(_here, "hub", None) is hub:
             _here.hub = None
-        for call in _at_close.pop(hub, ()):
-            call()
+        _closed(hub)
+
+
+def _closed(hub: Hub) -> None:
+    for call in _at_close.pop(hub, ()):
+        call()
 
 
 def at_close(hub: Hub, call: Callable[[], object]) -> None:
-    """Have call() called when a hub has been closed, in its thread."""
+    """Have call() called when a hub has been closed; in its thread, unless that has ended."""
     _at_close.setdefault(hub, []).append(call)
 
 
@@ -229,6 +249,19 @@ class Tasks:
         elif is_main(hub):
             hub.run(lambda: self.running)
             release(hub)
+
+    def bury(self) -> None:
+        """Their thread has ended, none of them can be unwound: give up what they are about."""
+        running, self.running = self.running, set()
+        for task in running:
+            try:
+                task.about.left_behind()
+            except Exception:
+                report()
+        self._tell()
+        if not any(tasks.running for tasks in list(_crews) if tasks.hub is self.hub):
+            self.hub.close()
+            _closed(self.hub)
 
     def given_up(self) -> None:
         """The hub's thread does not let them run any more: nobody is to wait for them."""
