@@ -10,32 +10,40 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastsock._channel cimport Channel, channel_of
+from fastsock._channel cimport Channel
+
+cdef object _original = None
+
+
+def stand_for(cls):
+    """Have DirectWriters be instances of cls, as far as can be seen."""
+    global _original
+    _original = cls
+    cls.register(DirectWriter)
 
 
 cdef class DirectWriter:
-    """``DirectWriter(connection, cls)``: an instance of cls, as far as can be seen."""
+    """``DirectWriter(sock)``, which a program may derive from."""
 
     cdef dict __dict__
     cdef object __weakref__
     cdef Channel channel  # None: the connection is something that a program has put there
     cdef object connection
-    cdef object cls
-    cdef object made  # the instance of cls, or None
+    cdef object made  # the instance of the original, or None
     cdef bint is_closed
 
-    def __init__(self, connection, cls):
-        self.channel = channel_of(connection)
-        self.connection = connection
-        self.cls = cls
+    def __init__(self, sock):
+        channel = getattr(sock, "_channel", None)  # of a Connection: a program may give anything
+        self.channel = channel if isinstance(channel, Channel) else None
+        self.connection = sock
 
     @property
     def __class__(self):
-        return self.cls
+        return _original if type(self) is DirectWriter else type(self)
 
     cdef object file(self):
         if self.made is None:
-            self.made = self.cls(self.connection)
+            self.made = _original(self.connection)
         return self.made
 
     cdef int check_open(self) except -1:
@@ -50,7 +58,7 @@ cdef class DirectWriter:
         cdef Channel channel = self.channel
         cdef Py_ssize_t size
         if channel is None:
-            return self.cls.write(self, b)
+            return _original.write(self, b)
         if type(b) is bytes:
             size = PyBytes_GET_SIZE(b)
             if (channel.waiter is None
@@ -174,10 +182,11 @@ cdef class DirectWriter:
         return next(self.file())
 
     def __repr__(self):
-        return f"<{self.cls.__module__}.{self.cls.__qualname__} object at {id(self):#x}>"
+        cls = self.__class__
+        return f"<{cls.__module__}.{cls.__qualname__} object at {id(self):#x}>"
 
     def __reduce_ex__(self, protocol):
-        raise TypeError(f"cannot pickle {self.cls.__name__!r} object")
+        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
 
 
 io.BufferedIOBase.register(DirectWriter)

@@ -9,7 +9,7 @@ from socket import socket as _socket
 from fastsock._connection import Connection
 from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
-from fastsock._direct import DirectWriter
+from fastsock._direct import DirectWriter, stand_for
 from fastsock._methods import begin
 from fastsock._reader import Reader
 from fastsock._types import (
@@ -122,8 +122,8 @@ class StreamRequestHandler(BaseRequestHandler):
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
-            if native:
-                self.wfile = DirectWriter(self.connection, _SocketWriter)
+            if native and _SocketWriter.write is _write:  # a program may have patched it
+                self.wfile = DirectWriter(self.connection)
             else:
                 self.wfile = _SocketWriter(self.connection)
         elif native:
@@ -164,6 +164,10 @@ class _SocketWriter(BufferedIOBase):
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+
+_write = _SocketWriter.write
+stand_for(_SocketWriter)
 
 
 class DatagramRequestHandler(BaseRequestHandler):
