@@ -21,6 +21,8 @@ from fastsock._types import Any
 
 Wait = Callable[..., bool]
 
+#: with which recvmsg(2) never waits
+MSG_ERRQUEUE = 0x2000
 #: bytes of a file that are sent at once, between which others may run
 PIECE = 1 << 18
 
@@ -120,7 +122,7 @@ class _Attempts:
             try:
                 return self.once(name, *arguments, flags)
             except BlockingIOError:
-                if self.limit == 0:
+                if self.limit == 0 or (self.limit is None and flags & MSG_ERRQUEUE):
                     raise
             self.wait(False)
 

@@ -126,3 +126,18 @@ def test_the_timeout_is_that_of_the_whole_call(serve: Serve) -> None:
     assert begun.wait(TIMEOUT)
     assert served.ask(b"ask\n") == b"answer\n"
     assert receive(client) == b"timed out"
+
+
+def test_an_empty_queue_of_errors(serve: Serve) -> None:
+    """It is not waited for, as by the system call."""
+
+    def handle(self: Any) -> None:
+        self.request.recv(1, socket.MSG_PEEK)
+        try:
+            self.request.recvmsg(10, 100, MSG_ERRQUEUE)
+        except BlockingIOError:
+            self.request.sendall(b"empty")
+        self.request.recv(1)
+
+    served = serve(handle, base="BaseRequestHandler")
+    assert receive(served.connect(b"x")) == b"empty"
