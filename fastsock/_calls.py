@@ -21,6 +21,16 @@ from fastsock._types import Any
 
 Wait = Callable[..., bool]
 
+#: with which recvmsg(2) never waits
+MSG_ERRQUEUE = 0x2000
+#: bytes of a file that are sent at once, between which others may run
+PIECE = 1 << 18
+
+
+def _channel_of(sock: Any) -> Channel | None:
+    channel = getattr(sock, "_channel", None)
+    return channel if isinstance(channel, Channel) else None
+
 
 class _Attempts:
     """One call, which is tried until it need not wait."""
@@ -40,15 +50,25 @@ class _Attempts:
         Raises:
             TimeoutError: the time is over.
         """
-        whom = self._sock
-        channel = getattr(whom, "_channel", None)
-        if isinstance(channel, Channel):
-            if _methods.suspends(self._sock):
-                _methods.await_ready(self._sock, writing)
-                return
-            whom = channel
+        channel = _channel_of(self._sock)
+        if channel is not None and _methods.suspends(self._sock):
+            _methods.await_ready(self._sock, writing, self.left())
+            return
+        whom = self._sock if channel is None else channel
         if not _visitors.wait_by(self._wait, whom, self.descriptor(), writing, self.left()):
             raise TimeoutError("timed out")
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Between what other tasks send, and not in the middle of it."""
+        if self.limit == 0 or _channel_of(self._sock) is None:
+            yield
+            return
+        _methods.begin_sending(self._sock, self.left())
+        try:
+            yield
+        finally:
+            _methods.end_sending(self._sock)
 
     def pause(self) -> None:
         """Wait for a moment, where the kernel has nothing to wait for."""
@@ -102,19 +122,25 @@ class _Attempts:
             try:
                 return self.once(name, *arguments, flags)
             except BlockingIOError:
-                if self.limit == 0:
+                if self.limit == 0 or (self.limit is None and flags & MSG_ERRQUEUE):
                     raise
             self.wait(False)
 
-    def send(self, data: Any, flags: int, *address: Any, all_of_it: bool, sent: int = 0) -> int:
-        """Send bytes, from the sent-th on; without a timeout until all are taken, as send(2)."""
+    def send(self, data: Any, flags: int, *address: Any, all_of_it: bool) -> int:
+        """Send bytes; without a timeout until all are taken, as send(2)."""
+        with self.sending():
+            return self.send_rest(data, flags, *address, all_of_it=all_of_it)
+
+    def send_rest(
+        self, data: Any, flags: int, *address: Any, all_of_it: bool, sent: int = 0
+    ) -> int:
         name = "sendto" if address else "send"
         if self.limit != 0:
             flags |= socket.MSG_DONTWAIT
         with memoryview(data) as view, view.cast("B") as left:
             while True:
                 try:
-                    sent += self.once(name, left[sent:], flags, *address)
+                    taken = self.once(name, left[sent:], flags, *address)
                 except BlockingIOError:
                     if self.limit == 0:
                         raise
@@ -123,8 +149,10 @@ class _Attempts:
                         return sent  # the next call meets it
                     raise
                 else:
+                    sent += taken
                     if sent >= len(left) or not (all_of_it or self.limit is None):
                         return sent
+                    _visitors.take_turn(taken)
                     continue
                 try:
                     self.wait(True)
@@ -220,7 +248,13 @@ def sendmsg(
 ) -> int:
     """Ancillary data goes once, with the first bytes; what those leave follows without."""
     attempts = _Attempts(sock, wait)
-    pieces, ancillary = list(buffers), list(ancdata)
+    with attempts.sending():
+        return _sendmsg(attempts, list(buffers), list(ancdata), flags, address)
+
+
+def _sendmsg(
+    attempts: _Attempts, pieces: list[Any], ancillary: list[Any], flags: int, address: Any
+) -> int:
     dont_wait = flags if attempts.limit == 0 else flags | socket.MSG_DONTWAIT
     while True:
         try:
@@ -234,7 +268,7 @@ def sendmsg(
         return sent
     data = b"".join(pieces)
     to = () if address is None else (address,)
-    return attempts.send(data, flags, *to, all_of_it=False, sent=sent)
+    return attempts.send_rest(data, flags, *to, all_of_it=False, sent=sent)
 
 
 def accept(sock: Any, wait: Wait) -> tuple[int, Any]:
@@ -292,21 +326,23 @@ def sendfile(sock: Any, wait: Wait, file: Any, offset: int = 0, count: int | Non
         return by_send
     total = 0
     try:
-        while size:
-            wanted = min(size if count is None else count - total, 1 << 30)
-            if wanted <= 0:
-                break
-            attempts = _Attempts(sock, wait)
-            try:
-                with attempts.nonblocking() as guest:
-                    taken = os.sendfile(guest.fileno(), source, offset, wanted)
-            except BlockingIOError:
-                attempts.wait(True)
-                continue
-            if taken == 0:
-                break
-            offset += taken
-            total += taken
+        with _Attempts(sock, wait).sending():
+            while size:
+                wanted = PIECE if count is None else min(count - total, PIECE)
+                if wanted <= 0:
+                    break
+                _visitors.take_turn(wanted)
+                attempts = _Attempts(sock, wait)
+                try:
+                    with attempts.nonblocking() as guest:
+                        taken = os.sendfile(guest.fileno(), source, offset, wanted)
+                except BlockingIOError:
+                    attempts.wait(True)
+                    continue
+                if taken == 0:
+                    break
+                offset += taken
+                total += taken
         return total
     finally:
         if total and hasattr(file, "seek"):

@@ -15,6 +15,7 @@ cdef class Hub(Descriptors):
     cdef Slot enrol(self, Endpoint channel, int descriptor)
     cdef int wait_at_slot(self, Slot slot, bint writing, nanoseconds deadline) except -1
     cdef int wait_for(self, Slot slot, bint writing, nanoseconds deadline) except -1
+    cdef int sent(self, Slot slot) except -1
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1
     cdef int flush(self) except -1
     cdef int flush_rest(self, Endpoint channel, Py_ssize_t count, int error) except -1

@@ -198,19 +198,21 @@ cdef class Hub(Descriptors):
             fail(_sys.EBADF)
         return task.outcome
 
-    cdef int await_ready(self, Endpoint channel, object connection, bint writing) except -1:
-        """Wait until a receive or a send would probably not; for calls that aren't ours."""
-        cdef nanoseconds limit, deadline = 0
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1:
+        cdef nanoseconds limit
         cdef _sys.pollfd asked
         cdef Slot slot
+        # What poll(2) says may be wrong each time.
+        if deadline != NEVER and monotonic() > deadline:
+            raise TimeoutError("timed out")
+        self.take_turn(1)
         self.settle_all()
         while True:
             # Anew after a wait: it may have been closed since, and its number be somebody else's.
             asked.fd = channel.current(connection, &limit)
             if limit == 0 or asked.fd < 0:
                 return 0
-            if deadline == 0:
-                deadline = NEVER if limit == NEVER else monotonic() + limit
             # Enrolled first: what happens between this question and the wait is an event then.
             slot = self.enrol(channel, asked.fd)
             asked.events = _sys.POLLOUT if writing else _sys.POLLIN
@@ -509,9 +511,34 @@ cdef class Hub(Descriptors):
         finally:
             channel.doing = WORKING
             if mine is not None:
-                mine.sender = None
-                if mine.others is not None:
-                    self.wake_others(mine, _sys.EPOLLOUT)
+                self.sent(mine)
+
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1:
+        cdef nanoseconds limit
+        cdef int descriptor
+        cdef Slot slot = channel.slot
+        while slot is not None and slot.sender is not None and slot.sender is not self.current:
+            self.queue_for(slot, deadline)
+            slot = channel.slot
+        descriptor = channel.current(connection, &limit)
+        if descriptor >= 0:
+            slot = self.enrol(channel, descriptor)
+            slot.sender = self.current
+        return 0
+
+    cdef int end_sending(self, Endpoint channel) except -1:
+        cdef Slot slot = channel.slot
+        if slot is not None and slot.sender is self.current:
+            self.sent(slot)
+        return 0
+
+    cdef int sent(self, Slot slot) except -1:
+        """The current task has sent its bytes: those that queue for that may."""
+        slot.sender = None
+        if slot.others is not None:
+            self.wake_others(slot, _sys.EPOLLOUT)
+        return 0
 
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1:
         """Wait until another task has sent its bytes, or longer."""

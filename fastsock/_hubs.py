@@ -124,7 +124,13 @@ def forget_descriptor(descriptor: int) -> None:
         hub.forget_descriptor(descriptor)
 
 
-_visitors.ask(waiting_for_descriptors, forget_descriptor)
+def _take_turn(count: int) -> None:
+    hub = here()
+    if hub is not None:
+        hub.take_turn(count)
+
+
+_visitors.ask(waiting_for_descriptors, forget_descriptor, _take_turn)
 
 
 def of_thread() -> Hub:

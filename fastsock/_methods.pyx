@@ -19,8 +19,8 @@ from fastsock._channel cimport (
     seconds_of,
     set_nonblocking,
 )
+from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._deadlines cimport deadlines_of
-from fastsock._clock cimport NEVER, nanoseconds
 from fastsock._visitors cimport forget
 from fastsock._waiter cimport fail
 
@@ -87,11 +87,36 @@ def suspends(connection):
     return channel.waiter is not None and channel.waiter.here()
 
 
-def await_ready(connection, bint writing):
-    """In such a task, wait until a call that isn't ours would probably not."""
+cdef nanoseconds _after(object seconds) except? -2:
+    cdef double left
+    if seconds is None:
+        return NEVER
+    left = seconds
+    return monotonic() + <nanoseconds> (left * 1e9)
+
+
+def await_ready(connection, bint writing, seconds):
+    """In such a task, wait until a call that isn't ours would probably not.
+
+    Raises TimeoutError after so many seconds, unless they are None.
+    """
     cdef Channel channel = channel_of(connection)
     if channel.waiter is not None and channel.waiter.here():
-        channel.waiter.await_ready(channel, connection, writing)
+        channel.waiter.await_ready(channel, connection, writing, _after(seconds))
+
+
+def begin_sending(connection, seconds):
+    """In such a task, wait until no other one is in the middle of sending something."""
+    cdef Channel channel = channel_of(connection)
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.begin_sending(channel, connection, _after(seconds))
+
+
+def end_sending(connection):
+    """The others may, from now on."""
+    cdef Channel channel = channel_of(connection)
+    if channel.waiter is not None and channel.waiter.here():
+        channel.waiter.end_sending(channel)
 
 
 def lazily(connection):

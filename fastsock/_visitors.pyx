@@ -20,6 +20,7 @@ def _nothing(*arguments):
 
 cdef object _how_to_wait = _nothing
 cdef object _wake = _nothing
+cdef object _take_turn = _nothing
 # By id() of a channel, or of a socket that has none: the copies that are waited for.
 cdef dict _copies = {}
 
@@ -35,14 +36,16 @@ cdef class Copy:
             _sys.close(self.descriptor)
 
 
-def ask(waiting, wake):
+def ask(waiting, wake, take_turn):
     """waiting() is called for what ``waiting()`` below returns.
 
     wake(descriptor): have those who wait for it, in any thread, woken with EBADF.
+    take_turn(count): see ``take_turn()`` below.
     """
-    global _how_to_wait, _wake
+    global _how_to_wait, _wake, _take_turn
     _how_to_wait = waiting
     _wake = wake
+    _take_turn = take_turn
 
 
 cpdef object waiting():
@@ -52,6 +55,11 @@ cpdef object waiting():
     tasks, and may simply block.
     """
     return _how_to_wait()
+
+
+def take_turn(size_t count):
+    """Of a task, before it receives or sends so many bytes: after its share others run."""
+    _take_turn(count)
 
 
 def wait_by(wait, whom, int descriptor, bint writing, seconds):

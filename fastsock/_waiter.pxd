@@ -55,7 +55,11 @@ cdef class Waiter:
     cdef object running(self)
     cdef int queue_on(self, list waiting) except -1
     cdef int wake_all(self, list waiting) except -1
-    cdef int await_ready(self, Endpoint channel, object connection, bint writing) except -1
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1
+    cdef int end_sending(self, Endpoint channel) except -1
     cdef int settle(self, Endpoint channel, object connection) except -1
     cdef object take_held(self, Endpoint channel)
     cdef int forget(self, Endpoint channel) except -1

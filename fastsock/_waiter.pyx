@@ -159,8 +159,17 @@ cdef class Waiter:
         """Wake those on the list, and empty it. For any thread."""
         raise NotImplementedError
 
-    cdef int await_ready(self, Endpoint channel, object connection, bint writing) except -1:
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1:
         """Wait until a receive, or a send, would probably not have to: for calls not of ours."""
+        raise NotImplementedError
+
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1:
+        """For calls not of ours that send: until end_sending() no other task does."""
+        raise NotImplementedError
+
+    cdef int end_sending(self, Endpoint channel) except -1:
         raise NotImplementedError
 
     cdef int settle(self, Endpoint channel, object connection) except -1:
