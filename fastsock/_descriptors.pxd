@@ -22,8 +22,7 @@ cdef class Slot:
     cdef flag kept  # the same, by one who tells when it is closed
     cdef flag readable
     cdef flag writable
-    cdef flag ended  # the peer sends no more
-    cdef flag marked  # it has sent urgent data, at which a receive stops
+    cdef flag doubtful  # a receive may stop though there is more: the peer's FIN, or urgent data
     cdef flag messages  # of Messages
     cdef Task reader
     cdef Task writer

@@ -61,7 +61,7 @@ cdef class Slot:
             count = _sys.recvmsg(descriptor, &message, flags)
             whole = not message.msg_flags & _sys.MSG_CTRUNC
         if (0 <= count < <Py_ssize_t> size and whole and flags == _sys.MSG_DONTWAIT
-                and self.messages != SEPARATE and not self.ended and not self.marked):
+                and self.messages != SEPARATE and not self.doubtful):
             self.readable = False
         return count
 

@@ -41,16 +41,6 @@ cdef class DirectWriter:
     def __class__(self):
         return _original if type(self) is DirectWriter else type(self)
 
-    cdef object file(self):
-        if self.made is None:
-            self.made = _original(self.connection)
-        return self.made
-
-    cdef int check_open(self) except -1:
-        if self.is_closed:
-            raise ValueError("I/O operation on closed file.")
-        return 0
-
     @cython.binding(False)  # a method descriptor, which the interpreter calls fastest
     def write(self, b, /):
         """Send all of the bytes; return how many these are."""
@@ -88,13 +78,13 @@ cdef class DirectWriter:
 
     def writelines(self, lines, /):
         """Write each of the lines."""
-        self.check_open()
+        _check_open(self)
         for line in lines:
             self.write(line)
 
     def flush(self):
         """Nothing is held back, but for what a task of a hub has written since it last waited."""
-        self.check_open()
+        _check_open(self)
         if self.channel is not None:
             self.channel.settle(self.connection)
 
@@ -120,66 +110,66 @@ cdef class DirectWriter:
         return False
 
     def isatty(self):
-        self.check_open()
+        _check_open(self)
         return False
 
     def read(self, *size):
-        return self.file().read(*size)
+        return _file(self).read(*size)
 
     def read1(self, *size):
-        return self.file().read1(*size)
+        return _file(self).read1(*size)
 
     def readinto(self, buffer, /):
-        return self.file().readinto(buffer)
+        return _file(self).readinto(buffer)
 
     def readinto1(self, buffer, /):
-        return self.file().readinto1(buffer)
+        return _file(self).readinto1(buffer)
 
     def readline(self, size=-1, /):
-        return self.file().readline(size)
+        return _file(self).readline(size)
 
     def readlines(self, hint=-1, /):
-        self.check_open()
-        return self.file().readlines(hint)
+        _check_open(self)
+        return _file(self).readlines(hint)
 
     def seek(self, offset, whence=0, /):
-        return self.file().seek(offset, whence)
+        return _file(self).seek(offset, whence)
 
     def tell(self):
-        return self.file().tell()
+        return _file(self).tell()
 
     def truncate(self, size=None, /):
-        return self.file().truncate(size)
+        return _file(self).truncate(size)
 
     def detach(self):
-        return self.file().detach()
+        return _file(self).detach()
 
     def _checkClosed(self, message="I/O operation on closed file."):
         if self.is_closed:
             raise ValueError(message)
 
     def _checkReadable(self):
-        return self.file()._checkReadable()
+        return _file(self)._checkReadable()
 
     def _checkWritable(self):
         return True
 
     def _checkSeekable(self):
-        return self.file()._checkSeekable()
+        return _file(self)._checkSeekable()
 
     def __enter__(self):
-        self.check_open()
+        _check_open(self)
         return self
 
     def __exit__(self, *error):
         self.close()
 
     def __iter__(self):
-        self.check_open()
+        _check_open(self)
         return self
 
     def __next__(self):
-        return next(self.file())
+        return next(_file(self))
 
     def __repr__(self):
         cls = self.__class__
@@ -187,6 +177,21 @@ cdef class DirectWriter:
 
     def __reduce_ex__(self, protocol):
         raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
+
+
+# No methods: a table of those would be 8 bytes more in each.
+
+
+cdef object _file(DirectWriter writer):
+    if writer.made is None:
+        writer.made = _original(writer.connection)
+    return writer.made
+
+
+cdef int _check_open(DirectWriter writer) except -1:
+    if writer.is_closed:
+        raise ValueError("I/O operation on closed file.")
+    return 0
 
 
 io.BufferedIOBase.register(DirectWriter)

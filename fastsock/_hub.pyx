@@ -84,12 +84,10 @@ cdef class Hub(Descriptors):
         if slot.foreign or slot.kept:
             self.happened_elsewhere(slot, events)
             return None
-        if events & (_sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR):
-            slot.ended = True
+        if events & (_sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR | _sys.EPOLLPRI):
+            slot.doubtful = True
         if events & ~(<unsigned int> _sys.EPOLLOUT):
             slot.readable = True
-        if events & _sys.EPOLLPRI:
-            slot.marked = True
         task = slot.writer
         if task is not None and events & (_sys.EPOLLOUT | _sys.EPOLLHUP | _sys.EPOLLERR):
             slot.writer = None

@@ -17,7 +17,6 @@ cdef enum:
 
 
 cdef class Record:
-    cdef object __weakref__
     # Of those of one server, under the GIL; neither owns the other.
     cdef void *newer
     cdef void *older
@@ -27,6 +26,11 @@ cdef class Record:
     cdef unsigned long long received  # bytes
     cdef unsigned long long sent
     cdef flag doing
+    # Those of Endpoint, here for their place in memory:
+    cdef flag handed_over  # the socket object has the descriptor and the timeout
+    cdef flag in_message  # a part of one has been read: what it waits for is the rest
+    cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
+    cdef int descriptor  # owned; -1: given away or closed
 
     cdef void end(self) noexcept
     cdef int cut(self, int direction) except -1

@@ -51,8 +51,8 @@ cdef class Reader(Stream):
     as long as few come. For isinstance() it is an ``io.BufferedReader``.
     """
 
-    def __cinit__(self, *arguments):
-        self.direction = "r"
+    cdef str mode(self):
+        return "r"
 
     @property
     def __class__(self):

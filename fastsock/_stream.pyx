@@ -62,7 +62,10 @@ cdef Py_ssize_t optional_size(object size) except? -1:
 cdef class Stream(Borrower):
     """What a reader and a writer share: the connection, its reference, the buffer, the lock."""
 
-    # direction ("r" or "w"): the mode of the SocketIO, set by __cinit__() of the two classes
+
+    cdef str mode(self):
+        """Of the SocketIO."""
+        raise NotImplementedError
 
     def __init__(self, connection, Py_ssize_t size):
         if size <= 0:
@@ -150,7 +153,7 @@ cdef class Stream(Borrower):
         """The SocketIO that there would be below a file of io."""
         self.check_attached()
         if self.socket_io is None:
-            made = socket.SocketIO(self.connection, self.direction)
+            made = socket.SocketIO(self.connection, self.mode())
             made._timeout_occurred = bool(self.timed_out)
             if self.is_closed:
                 io.RawIOBase.close(made)

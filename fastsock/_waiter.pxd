@@ -16,14 +16,10 @@ cdef class Endpoint(Record):
     cdef object slot  # the waiter's
     cdef Deadlines deadlines  # None: there are none but the timeout of the socket
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
-    cdef int descriptor  # owned; -1: given away or closed
     cdef int handed  # what the socket object was given, until it is closed or detached; or -1
-    cdef flag handed_over  # the socket object has the descriptor and the timeout
-    cdef flag in_message  # a part of one has been read: what it waits for is the rest
-    cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
-    cdef int family
-    cdef int kind
-    cdef int proto
+    cdef unsigned char family
+    cdef unsigned char kind
+    cdef unsigned short proto
     cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
 
     cdef int current(self, object connection, nanoseconds *limit) except -2
