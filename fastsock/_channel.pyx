@@ -152,6 +152,10 @@ cdef class Channel(Endpoint):
         """Whether a receive into too small a buffer may lose bytes."""
         return self.kind != _sys.SOCK_STREAM
 
+    cdef bint is_between_messages(self, int descriptor) noexcept:
+        """Whether nothing of a next message has come, as far as can be known."""
+        return not self.in_message and self.has_answered() and _waiting(descriptor) == 0
+
     cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1:
         """poll(2) said that it is ready and the call that it isn't: perhaps for good."""
         PyErr_CheckSignals()
@@ -210,6 +214,10 @@ cdef class Channel(Endpoint):
         if self.deadlines is not None and deadline != NEVER:
             flags |= _sys.MSG_DONTWAIT  # of a descriptor that blocks, perhaps
         self.doing = READING if self.in_message else IDLE
+        if (self.ledger is not None and self.ledger.draining
+                and self.is_between_messages(descriptor)):
+            self.doing = WORKING
+            return 0
         try:
             count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
                                   deadline, 0, &error)
@@ -306,6 +314,8 @@ cdef class Channel(Endpoint):
                 if ready > 0:
                     if events == _sys.POLLIN:
                         count = _sys.recv(descriptor, data, size, flags)
+                        if count > 0:
+                            self.doing = WORKING  # without the GIL: a drain is to let it be
                     else:
                         count = _sys.send(descriptor, data, size, flags)
                 if ready < 0 or (ready > 0 and count < 0):

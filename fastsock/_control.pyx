@@ -205,6 +205,11 @@ cdef class Control:
                 return True
         return False
 
+    @property
+    def is_served(self):
+        """Whether a loop of ours serves the server, in this process."""
+        return len(self.wakeups) > 0
+
     def takes_here(self):
         """Whether this thread takes a request in the loop's place just now."""
         return self.taking != 0 and self.taking == PyThread_get_thread_ident()
@@ -635,7 +640,8 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     """Call shutdown_request(); of a plain connection and untouched hooks, do what they would."""
     if (type(request) is defaults.connection
             and untouched(server, "shutdown_request", defaults.shutdown_request)
-            and untouched(server, "close_request", defaults.close_request)):
+            and untouched(server, "close_request", defaults.close_request)
+            and getattr(server, "lingering_close", None) is not True):
         end_connection(request)
         control.released()
         return 0

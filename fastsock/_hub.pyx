@@ -311,6 +311,9 @@ cdef class Hub(Descriptors):
                 slot = self.enrol(channel, descriptor)
             if slot.readable:
                 continue
+            if (channel.ledger is not None and channel.ledger.draining
+                    and channel.is_between_messages(descriptor)):
+                return 0
             task = self.current
             task.target = into if flags == 0 else NULL
             task.size = size
@@ -345,6 +348,7 @@ cdef class Hub(Descriptors):
         self.held += size
         self.given += size
         channel.sent += size
+        channel.answered = True
         return True
 
     cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,

@@ -250,7 +250,8 @@ cdef class Leadership(Feeder):
         cdef Control control = self.control
         cdef Defaults defaults = self.defaults
         server = self.server
-        return (not control._stop and control.held is None and control.watched is None
+        return (not control._stop and control.draining == 0 and control.held is None
+                and control.watched is None
                 and control.paused_until == 0
                 and control.singly == 0 and len(control.wakeups) == 1
                 and worker.pool is control.pool and worker.fits(bool(server.daemon_threads))

@@ -26,6 +26,8 @@ cdef class Record:
     cdef unsigned long long received  # bytes
     cdef unsigned long long sent
     cdef flag doing
+    cdef flag answered  # nothing has been received since something was sent
+    cdef flag woken  # a drain has ended its wait for a next message
     # Those of Endpoint, here for their place in memory:
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
@@ -33,6 +35,7 @@ cdef class Record:
     cdef int descriptor  # owned; -1: given away or closed
 
     cdef void end(self) noexcept
+    cdef bint has_answered(self) noexcept
     cdef int cut(self, int direction) except -1
 
 
@@ -47,6 +50,7 @@ cdef class Ledger:
     cdef readonly unsigned long long accepted
     cdef readonly unsigned long long finished
     cdef readonly unsigned long long failed
+    cdef public int draining  # how often it is drained just now: nobody waits for a next message
     cdef unsigned long long received  # by those that have ended
     cdef unsigned long long sent
     cdef readonly unsigned long long datagrams

@@ -18,6 +18,7 @@ class Record:
 class OtherRecord(Record): ...
 
 class Ledger:
+    draining: int
     @property
     def active(self) -> int: ...
     @property

@@ -55,6 +55,10 @@ cdef class Record:
         if ledger.active <= ledger.enough:
             _sys.eventfd_write(ledger.event, 1)
 
+    cdef bint has_answered(self) noexcept:
+        """Whether it has received something, and sent something since: what it waits for is new."""
+        return self.received > 0 and self.answered
+
     cdef int cut(self, int direction) except -1:
         """shutdown(2) its connection, if it has one."""
         return 0

@@ -44,6 +44,7 @@ from fastsock._types import (
 )
 
 if TYPE_CHECKING:
+    from fastsock._drain import DrainReport, Loops
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 
@@ -76,6 +77,10 @@ class _LoopEnded(threading.Event):
         serving, here = self._serving, _this_thread()
         # After fork() only the thread that called it lives on: no other loop is in this process.
         return serving is not None and serving[0] == here[0] and serving[1] != here[1]
+
+    def serving(self) -> tuple[int, int] | None:
+        """(pid, thread) of the loop that runs; None: none does."""
+        return self._serving
 
     def join(self) -> None:
         """Wait until the loop has ended.
@@ -322,6 +327,32 @@ class BaseServer:
         leaves ``serve_forever()``. (Not in the standard library.)
         """
 
+    def drain(self, timeout: float | None = None) -> DrainReport:
+        """Stop accepting, and let the requests that run end; then the listener is closed.
+
+        What the kernel has completed by now is still served. Connections that wait for a next
+        message, having got an answer to what they sent, find the end of the stream. What still
+        runs when the time is over is cut off: its connection is shut down, a child process gets
+        SIGTERM, a greenlet that waits for something else GreenletExit. (Not in the standard
+        library.)
+
+        For any thread but those of the loop and the handlers. Where no loop runs, one is run in a
+        thread of its own for what waits. ``server_close()`` is left to the caller.
+
+        Args:
+            timeout: seconds; None: without end. It returns within a tenth of a second after.
+
+        Returns:
+            How many requests have finished, were closed as idle, and were cut off.
+
+        Raises:
+            RuntimeError: called by a handler, a hook or a signal handler, for which it would wait.
+            TypeError: timeout is no number.
+        """
+        from fastsock import _drain  # late: few programs need it
+
+        return _drain.drain([(self, _control_of(self))], timeout, _loops())[0]
+
     def stats(self) -> Stats:
         """What the server has done, and does: counted, not sampled.
 
@@ -384,7 +415,11 @@ class TCPServer(BaseServer):
         allow_reuse_address: set SO_REUSEADDR before binding.
         allow_reuse_port: set SO_REUSEPORT before binding, INET and INET6 only.
         tcp_nodelay: set TCP_NODELAY for all connections, INET and INET6 only: small writes are
-            sent at once. (Not in the standard library.)
+            sent at once. (This and the next are not in the standard library.)
+        lingering_close: before a connection is closed, read and drop what the peer still sends,
+            64 KiB at most and for two seconds: unread, it would have the kernel reset the
+            connection, and the peer lose the end of the reply. Whoever closes waits meanwhile; a
+            server that handles one request after another serves nobody then.
         request_queue_size: the backlog, in connections, given to ``listen()``.
     """
 
@@ -394,6 +429,7 @@ class TCPServer(BaseServer):
     allow_reuse_address: bool = False
     allow_reuse_port: bool = False
     tcp_nodelay: bool = True
+    lingering_close: bool = False
 
     socket: _socket
     server_address: AfInetAddress | AfInet6Address
@@ -491,10 +527,15 @@ class TCPServer(BaseServer):
     def shutdown_request(self, request: RequestType) -> None:
         """Shut the connection down for writing, then ``close_request()``."""
         # The peer sees the end of the reply even if another process holds the connection open.
-        try:  # noqa: SIM105 (contextlib.suppress() costs as much as all the rest)
+        try:
             request.shutdown(socket.SHUT_WR)  # type: ignore[union-attr]
         except OSError:
             pass
+        else:
+            if getattr(self, "lingering_close", None) is True:
+                from fastsock._linger import linger
+
+                linger(request)
         self.close_request(request)
 
     def close_request(self, request: RequestType) -> None:
@@ -659,8 +700,32 @@ def _loop_ended(server: Any) -> None:
     control = _control_of(server)
     control.stop = False
     control.adopt = None
+    if control.draining:
+        from fastsock import _drain
+
+        _drain.loop_ended(server, control)
     server._BaseServer__shutdown_request = False
     server._BaseServer__is_shut_down.set()
+
+
+def _loops() -> Loops:
+    """What a drain needs to know of the loops here."""
+    from fastsock._drain import Loops
+
+    return Loops(lambda server: _serve([server], 0.5), _loop_runs, _serving)
+
+
+def _loop_runs(server: Any) -> bool:
+    """Whether a loop serves the server, ours or one of the program's own."""
+    if isinstance(server._BaseServer__is_shut_down, _LoopEnded):
+        serving = _serving(server)
+        return serving is not None and serving[0] == os.getpid()
+    return _control_of(server).is_served  # an event that the program put in place
+
+
+def _serving(server: Any) -> tuple[int, int] | None:
+    ended = server._BaseServer__is_shut_down
+    return ended.serving() if isinstance(ended, _LoopEnded) else None
 
 
 def _control_of(server: Any) -> Control:

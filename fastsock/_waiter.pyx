@@ -93,12 +93,15 @@ cdef class Endpoint(Record):
 
     cdef void came(self, Py_ssize_t count) noexcept:
         self.received += <size_t> count
+        if count > 0:
+            self.answered = False
         if self.deadlines is not None and count > 0:
             self.deadlines.first_by = NEVER
             self.deadlines.moved()
 
     cdef void went(self, Py_ssize_t count) noexcept:
         self.sent += <size_t> count
+        self.answered = True
         if self.deadlines is not None:
             self.deadlines.moved()
 

@@ -543,6 +543,14 @@ cdef class Pool:
             PyThread_release_lock(wake)
         return 0
 
+    def works_here(self):
+        """Whether the caller is one of its threads, at a request."""
+        cdef Worker worker
+        for worker in list(self.workers):
+            if worker.ident == PyThread_get_thread_ident() and worker.thread is not None:
+                return True
+        return False
+
     def release(self):
         """Have every thread that rests end."""
         cdef Worker worker

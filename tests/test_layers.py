@@ -30,6 +30,7 @@ NATIVE: dict[str, set[str]] = {
     "_visitors": {"_sys", "_clock", "_ledger", "_waiter"},
     "_channel": {"_sys", "_clock", "_ledger", "_turn", "_waiter", "_visitors"},
     "_methods": {"_deadlines", "_sys", "_clock", "_ledger", "_visitors", "_waiter", "_channel"},
+    "_ending": {"_sys", "_channel", "_ledger", "_waiter"},
     "_stream": {"_waiter", "_channel"},
     "_reader": {"_sys", "_waiter", "_channel", "_stream"},
     "_writer": {"_channel", "_stream"},
@@ -156,8 +157,12 @@ LAYERS: dict[str, set[str]] = {
         "_datagram_socket",
     },
     "_stats": {"_control", "_ledger", "_types"},
+    "_drain": {"_control", "_ending", "_types"},
+    "_linger": {"_channel", "_ending", "_plain", "_types"},
     "_servers": {
         "_stats",
+        "_drain",
+        "_linger",
         "_hooks",
         "_core",
         "_control",
@@ -171,6 +176,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_mixins": {
         "_control",
+        "_drain",
         "_worker",
         "_plain",
         "_threads",
@@ -194,6 +200,7 @@ LAYERS: dict[str, set[str]] = {
         "_types",
     },
     "multiplexing": {
+        "_drain",
         "_mixins",
         "_channel",
         "_connection",
@@ -211,6 +218,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
     "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
+    "_running": {"_drain", "_servers", "_types"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -223,6 +231,8 @@ LAYERS: dict[str, set[str]] = {
         "_servers",
         "_mixins",
         "_replace",
+        "_running",
+        "_drain",
         "multiplexing",
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:
