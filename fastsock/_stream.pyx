@@ -62,7 +62,6 @@ cdef Py_ssize_t optional_size(object size) except? -1:
 cdef class Stream(Borrower):
     """What a reader and a writer share: the connection, its reference, the buffer, the lock."""
 
-
     cdef str mode(self):
         """Of the SocketIO."""
         raise NotImplementedError

@@ -158,7 +158,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_stats": {"_control", "_ledger", "_types"},
     "_drain": {"_control", "_ending", "_types"},
-    "_linger": {"_channel", "_ending", "_plain", "_types"},
+    "_linger": {"_visitors", "_ending", "_plain", "_types"},
     "_servers": {
         "_stats",
         "_drain",
