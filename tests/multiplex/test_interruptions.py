@@ -17,14 +17,17 @@ from fastsock.multiplexing import Event, Lock, Queue
 
 @pytest.fixture
 def on_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """on_signal(handler, of): handler() is called in the main thread once it waits for `of`."""
+    """on_signal(handler, of): handler() is called in the main thread once it waits for `of`.
+
+    With unnoticed=True the signal ends no system call of that thread: it is another's.
+    """
     senders = []
     main = threading.get_ident()
 
-    def on_signal(handler: Callable[[], Any], of: Any) -> None:
+    def on_signal(handler: Callable[[], Any], of: Any, unnoticed: bool = False) -> None:
         def send() -> None:
             wait_until(lambda: of._waiting)
-            signal.pthread_kill(main, signal.SIGUSR1)
+            signal.pthread_kill(threading.get_ident() if unnoticed else main, signal.SIGUSR1)
 
         signal.signal(signal.SIGUSR1, lambda *_: handler())
         senders.append(Background(send))
@@ -84,8 +87,14 @@ def test_interrupted_when_it_was_given_an_item(on_signal: Any) -> None:
 
 
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_signal_while_a_hook_waits(on_signal: Any, time_limit: None, raises: bool) -> None:
-    """Its handler runs, and may release the lock that the loop waits for, or end the loop."""
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_a_signal_while_a_hook_waits(
+    on_signal: Any, time_limit: None, raises: bool, unnoticed: bool
+) -> None:
+    """Its handler runs, and may release the lock that the loop waits for, or end the loop.
+
+    Also if the signal ends no wait: it came to another thread, or right before epoll_wait(2).
+    """
     lock, seen = Lock(), []
     lock.acquire()
 
@@ -100,7 +109,7 @@ def test_a_signal_while_a_hook_waits(on_signal: Any, time_limit: None, raises: b
 
     base = module_of("multiplexing").ThreadingTCPServer
     server_class = new("Server", base, service_actions=service_actions)
-    on_signal(handler, lock)
+    on_signal(handler, lock, unnoticed)
     with server_class(("127.0.0.1", 0), None) as server:
         if raises:
             with pytest.raises(LookupError):
