@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -233,6 +234,7 @@ def test_dropped_without_close(serve: Serve) -> None:
         assert receive(client) == b"bye\n"
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="http.server has no CGI since Python 3.15")
 def test_cgi(serve: Serve, folder: str, monkeypatch: Any) -> None:
     """The headers come before what the child prints, which may be another user's process."""
     scripts = Path(folder) / "cgi-bin"
