@@ -120,6 +120,27 @@ def test_a_signal_while_a_hook_waits(
     assert lock.locked() != raises
 
 
+def test_a_signal_ends_the_wait_of_the_loop(on_signal: Any, time_limit: None) -> None:
+    """However long it would last."""
+
+    class Asleep:
+        @property
+        def _waiting(self) -> bool:
+            tasks = vars(server).get("_fastsock_tasks")
+            return bool(tasks is not None and tasks.hub.active and tasks.hub.asleep)
+
+    seen: list[bool] = []
+
+    def handler() -> None:
+        seen.append(True)
+        server.shutdown()
+
+    with module_of("multiplexing").ThreadingTCPServer(("127.0.0.1", 0), None) as server:
+        on_signal(handler, Asleep())
+        server.serve_forever(10 * TIMEOUT)
+    assert seen == [True]
+
+
 def in_child(check: Callable[[], Any]) -> bool:
     pid = os.fork()
     if pid == 0:
