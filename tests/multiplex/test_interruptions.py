@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from crews import Cast, module_of
 from support import TIMEOUT, Background, new, wait_until
 
-from fastsock.multiplexing import Event, Lock, Queue
+from fastsock.multiplexing import Event, Lock, Queue, wait
 
 
 @pytest.fixture
@@ -25,11 +26,23 @@ def on_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     main = threading.get_ident()
 
     def on_signal(handler: Callable[[], Any], of: Any, unnoticed: bool = False) -> None:
+        called = threading.Event()
+
         def send() -> None:
             wait_until(lambda: of._waiting)
-            signal.pthread_kill(threading.get_ident() if unnoticed else main, signal.SIGUSR1)
+            if unnoticed:
+                signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+                return
+            while not called.is_set():  # one may come right before the system call
+                signal.pthread_kill(main, signal.SIGUSR1)
+                called.wait(0.05)
 
-        signal.signal(signal.SIGUSR1, lambda *_: handler())
+        def on_call(*signal: Any) -> None:
+            if not called.is_set():
+                called.set()
+                handler()
+
+        signal.signal(signal.SIGUSR1, on_call)
         senders.append(Background(send))
 
     before = signal.getsignal(signal.SIGUSR1)
@@ -63,10 +76,10 @@ def test_interrupted_while_it_waits(on_signal: Any) -> None:
         raise LookupError
 
     lock.acquire()
-    for thing, wait in ((lock, lock.acquire), (event, event.wait), (items, items.get)):
+    for thing, await_it in ((lock, lock.acquire), (event, event.wait), (items, items.get)):
         on_signal(interrupt, thing)
         with pytest.raises(LookupError):
-            wait()
+            await_it()
         assert thing._waiting == 0
     lock.release()
     assert not lock.locked()
@@ -120,15 +133,39 @@ def test_a_signal_while_a_hook_waits(
     assert lock.locked() != raises
 
 
+class Told:
+    """What on_signal() asks, about the hub of a server that runs."""
+
+    def __init__(self, server: Any, ask: Callable[[Any], Any]) -> None:
+        self.server = server
+        self.ask = ask
+
+    @property
+    def _waiting(self) -> bool:
+        tasks = vars(self.server).get("_fastsock_tasks")
+        return bool(tasks is not None and tasks.hub.active and self.ask(tasks.hub))
+
+
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_a_signal_while_a_hook_waits_for_a_descriptor(
+    on_signal: Any, pair: tuple[socket.socket, socket.socket], time_limit: None, unnoticed: bool
+) -> None:
+    near, far = pair
+    seen = []
+
+    def service_actions(self: Any) -> None:
+        self._BaseServer__shutdown_request = True
+        seen.append(wait(near, read=True, timeout=TIMEOUT))
+
+    base = module_of("multiplexing").ThreadingTCPServer
+    with new("Server", base, service_actions=service_actions)(("127.0.0.1", 0), None) as server:
+        on_signal(lambda: far.send(b"x"), Told(server, lambda hub: hub.foreign_waits), unnoticed)
+        server.serve_forever(0.001)
+    assert seen == [True]
+
+
 def test_a_signal_ends_the_wait_of_the_loop(on_signal: Any, time_limit: None) -> None:
     """However long it would last."""
-
-    class Asleep:
-        @property
-        def _waiting(self) -> bool:
-            tasks = vars(server).get("_fastsock_tasks")
-            return bool(tasks is not None and tasks.hub.active and tasks.hub.asleep)
-
     seen: list[bool] = []
 
     def handler() -> None:
@@ -136,7 +173,7 @@ def test_a_signal_ends_the_wait_of_the_loop(on_signal: Any, time_limit: None) ->
         server.shutdown()
 
     with module_of("multiplexing").ThreadingTCPServer(("127.0.0.1", 0), None) as server:
-        on_signal(handler, Asleep())
+        on_signal(handler, Told(server, lambda hub: hub.asleep))
         server.serve_forever(10 * TIMEOUT)
     assert seen == [True]
 
