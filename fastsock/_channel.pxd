@@ -28,5 +28,6 @@ cdef int set_nonblocking(int descriptor, bint on) noexcept nogil
 cdef object seconds_of(nanoseconds limit)
 cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, int flags)
 cdef Channel channel_of(object connection)
+cdef Channel channel_if(object request)
 cdef object make_connection(object cls, int descriptor, int family, int kind, int proto)
 cdef int end_connection(object connection) except -1

@@ -389,6 +389,12 @@ cdef Channel channel_of(object connection):
     return <Channel> channel if channel != NULL else <Channel?> connection._channel
 
 
+cdef Channel channel_if(object request):
+    """That of a Connection, None of anything else, of which no attribute is asked for."""
+    cdef PyObject *channel = fastsock_channel(request)
+    return <Channel> channel if channel != NULL else None
+
+
 def learn(cls):
     """Connection, once it is made."""
     fastsock_learn(cls, cls.__dict__["_channel"])

@@ -20,7 +20,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-from fastsock._channel cimport Channel, channel_of, end_connection
+from fastsock._channel cimport Channel, channel_if, channel_of, end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -655,12 +655,13 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
 
 cpdef int over(Control control, object request) except -1:
     """A request has been served, also if shutdown_request() has left it to somebody else."""
+    cdef Channel channel
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
-    channel = getattr(request, "_channel", None)
-    if type(channel) is Channel:
-        (<Channel> channel).end()
+    channel = channel_if(request)
+    if channel is not None:
+        channel.end()
     else:
         control.ledger.end_other(request)
     return 0

@@ -47,6 +47,6 @@ def _drop(descriptor: int, deadline: float) -> None:
         if left <= 0:
             return
         if wait is not None:
-            _visitors.wait_by(wait, _linger, descriptor, False, left)
+            _visitors.wait_by(wait, linger, descriptor, False, left)
         else:
             _plain.wait([descriptor], int(left * 1000) + 1)

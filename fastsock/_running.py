@@ -18,6 +18,8 @@ from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsock._drain import DrainReport
+else:
+    DrainReport = Any  # of a module that is imported late; named for typing.get_type_hints()
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

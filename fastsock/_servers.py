@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from fastsock._drain import DrainReport, Loops
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
+else:
+    # of modules that are imported late; named for typing.get_type_hints()
+    DrainReport = LiveConnection = Stats = Any
 
 
 class _LoopEnded(threading.Event):
