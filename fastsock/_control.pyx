@@ -20,7 +20,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-from fastsock._channel cimport Channel, channel_of, end_connection
+from fastsock._channel cimport Channel, channel_if, channel_of, end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -32,6 +32,8 @@ from fastsock._datagram cimport (
 )
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._ledger cimport Ledger
+from fastsock._deadlines import DeadlineError
+from fastsock._limits cimport gate_of, refusal, unlimited
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -260,8 +262,10 @@ cdef class Control:
             if number in _SHORTAGES:
                 self.count(number)
                 self.cannot_take(server, error)
+                tell_accept_error(server, error)
             return 0
         self.count(number)
+        tell_accept_error(server, error)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
@@ -308,6 +312,19 @@ cdef class Control:
         """How many datagrams wait that were received ahead."""
         return 0 if self.source is None else inbox_of(self.source).waiting()
 
+    cdef int limit(self, object server) except -1:
+        """Poll something else in the listener's place if the server has enough connections."""
+        if self.held is not None:
+            return 0  # asked again when that is over
+        try:
+            gate = gate_of(server, self.ledger)
+        except OSError:
+            self.back_off(False)  # no descriptor is left to wait by
+            return 0
+        if gate is not None:
+            self.hold(gate)
+        return 0
+
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
         cdef object source = self.source
@@ -321,6 +338,13 @@ cdef class Control:
         if inbox.gathered:
             send_gathered(source, inbox)
         return 0
+
+
+cdef int tell_accept_error(object server, object error) except -1:
+    hook = getattr(server, "handle_accept_error", None)
+    if hook is not None:
+        hook(error)
+    return 0
 
 
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0:
@@ -389,6 +413,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
+    cdef bint limited
     cdef size_t length = 0
     try:
         if accepted != NULL:
@@ -434,6 +459,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
+    limited = type(request) is not tuple and not unlimited(server)
+    if limited:
+        reason = refusal(server, control.ledger, client_address)
+        if reason is not None:
+            refuse(server, control, request, client_address, reason)
+            return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
     elif type(request) is tuple:
@@ -446,6 +477,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
+                control.ledger.refuse("handle_truncated")
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -454,6 +486,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
+        control.ledger.refuse("verify_request")
         server.shutdown_request(request)
         return True
     try:
@@ -481,9 +514,24 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     except BaseException:
         server.shutdown_request(request)
         raise
+    if limited:
+        control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
     return True
+
+
+cdef int refuse(object server, Control control, object request, object client_address,
+                object reason) except -1:
+    """Close a connection that was accepted, and is one too many."""
+    hook = getattr(server, "connection_refused", None)
+    control.ledger.refuse(reason)
+    try:
+        if hook is not None:
+            hook(client_address, reason)
+    finally:
+        server.shutdown_request(request)
+    return 0
 
 
 cdef object take_datagram(object server, Control control, Defaults defaults, object source,
@@ -607,12 +655,13 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
 
 cpdef int over(Control control, object request) except -1:
     """A request has been served, also if shutdown_request() has left it to somebody else."""
+    cdef Channel channel
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
-    channel = getattr(request, "_channel", None)
-    if type(channel) is Channel:
-        (<Channel> channel).end()
+    channel = channel_if(request)
+    if channel is not None:
+        channel.end()
     else:
         control.ledger.end_other(request)
     return 0
@@ -621,8 +670,15 @@ cpdef int over(Control control, object request) except -1:
 cpdef int failed(object server, Control control, object request,
                  object client_address) except -1:
     """An exception has left a handler; in the except clause."""
-    control.ledger.failed += 1
-    server.handle_error(request, client_address)
+    error = sys.exc_info()[1]
+    hook = None
+    if isinstance(error, DeadlineError):
+        hook = getattr(server, "handle_timeout_error", None)
+    if hook is not None:
+        hook(request, client_address, error.which)
+    else:
+        control.ledger.failed += 1
+        server.handle_error(request, client_address)
     return 0
 
 

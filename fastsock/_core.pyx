@@ -12,7 +12,6 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._accept cimport Accepted, accept_from
 from fastsock._control cimport (
@@ -23,9 +22,11 @@ from fastsock._control cimport (
     serves,
 )
 from fastsock._datagram cimport descriptor_of
+from fastsock._limits cimport gate_of, unlimited
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
+from fastsock._waiter cimport fail
 from fastsock._worker cimport (
     Feeder,
     Pool,
@@ -442,6 +443,8 @@ cdef class Loop:
                 if control.held is not holding or holding.fileno() < 0 or holding.is_over():
                     if control.held is holding:
                         control.held = None
+                    if not unlimited(entry.server):
+                        control.limit(entry.server)
                     took = True
             elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
@@ -593,6 +596,11 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
     while True:
         slot.fd = _descriptor(server, control, defaults, True)
         until = deadline
+        gate = None
+        if not unlimited(server):
+            gate = gate_of(server, control.ledger)
+            if gate is not None:
+                slot.fd = gate.fileno()  # it has enough connections
         if interval != 0 and control.paused_until > monotonic():
             slot.fd = -1  # short of descriptors: the same pause as in serve_forever()
             until = sooner(until, control.paused_until)
@@ -610,7 +618,9 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
             if ready < 0 and error != _sys.EINTR:
                 fail(error)
         PyErr_CheckSignals()
-        if ready > 0:
+        if ready > 0 and gate is not None:
+            gate.is_over()
+        elif ready > 0:
             if not untouched(server, "_handle_request_noblock", defaults.handle_request_noblock):
                 return True, server._handle_request_noblock()
             if dispatch_one(server, control, defaults, True, NULL, False, 1):

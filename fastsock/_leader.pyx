@@ -35,6 +35,7 @@ from fastsock._control cimport (
 from fastsock._datagram cimport can_take, descriptor_of, inbox_of
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._inbox cimport BATCH
+from fastsock._limits cimport unlimited
 from fastsock._turn cimport await_turn, turn_over
 from fastsock._worker cimport (
     Feeder,
@@ -259,6 +260,7 @@ cdef class Leadership(Feeder):
                 and untouched(server, "verify_request", defaults.verify_request)
                 and untouched(server, "process_request", defaults.thread_request)
                 and begins_natively(server, control)
+                and unlimited(server)
                 and untouched(server, "service_actions", defaults.service_actions)
                 and untouched(server, "fileno", defaults.fileno))
 

@@ -17,7 +17,6 @@ cdef enum:
 
 
 cdef class Record:
-    cdef object __weakref__
     # Of those of one server, under the GIL; neither owns the other.
     cdef void *newer
     cdef void *older
@@ -26,9 +25,14 @@ cdef class Record:
     cdef nanoseconds since
     cdef unsigned long long received  # bytes
     cdef unsigned long long sent
-    cdef unsigned long long answered  # what had been received when it last sent something
     cdef flag doing
+    cdef flag answered  # nothing has been received since something was sent
     cdef flag woken  # a drain has ended its wait for a next message
+    # Those of Endpoint, here for their place in memory:
+    cdef flag handed_over  # the socket object has the descriptor and the timeout
+    cdef flag in_message  # a part of one has been read: what it waits for is the rest
+    cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
+    cdef int descriptor  # owned; -1: given away or closed
 
     cdef void end(self) noexcept
     cdef bint has_answered(self) noexcept
@@ -52,7 +56,21 @@ cdef class Ledger:
     cdef readonly unsigned long long datagrams
     cdef nanoseconds ended_at  # the latest datagram's handler
     cdef unsigned long long buckets[BUCKETS]
+    cdef readonly dict timed_out  # by deadline: how many connections
+    cdef readonly dict refused  # by reason: how many connections
+    # Of _limits:
+    cdef dict peers  # by whom they count for: how many connections; None: nobody asks
+    cdef object peer_key
+    cdef bint refusing
+    cdef int process  # whose the event is
+    cdef int event  # eventfd(2), which is written when so few are left; -1: none
+    cdef Py_ssize_t enough  # -1: nobody waits
     cdef readonly dict others  # by id() of a request that is no Connection: its record
 
     cdef void enter(self, Record record, object peer) noexcept
     cdef void took(self, nanoseconds lasted) noexcept
+    cdef int count_peer(self, object peer, int step) except -1
+    cdef int count_peers(self, object peer_key) except -1
+    cdef int renew_event(self) except -1
+    cdef int refuse(self, object reason) except -1
+    cdef int time_out(self, object which) except -1

@@ -11,7 +11,7 @@ import os
 import time
 from _socket import socket as _socket_type
 
-from fastsock import _channel, _ending, _plain
+from fastsock import _ending, _plain, _visitors
 from fastsock._types import Any
 
 #: how much is dropped, in bytes, and for how many seconds it is waited for
@@ -34,7 +34,7 @@ def linger(request: Any) -> None:
 
 
 def _drop(descriptor: int, deadline: float) -> None:
-    wait = _channel.waiting()  # how a greenlet does
+    wait = _visitors.waiting()  # how a greenlet does
     most = MOST
     while most > 0:
         count = _ending.drop(descriptor, most)
@@ -47,6 +47,6 @@ def _drop(descriptor: int, deadline: float) -> None:
         if left <= 0:
             return
         if wait is not None:
-            wait(descriptor, True, False, left)
+            _visitors.wait_by(wait, linger, descriptor, False, left)
         else:
             _plain.wait([descriptor], int(left * 1000) + 1)

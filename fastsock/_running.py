@@ -19,7 +19,7 @@ from fastsock._types import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastsock._drain import DrainReport
 else:
-    DrainReport = Any  # imported late; named for typing.get_type_hints()
+    DrainReport = Any  # of a module that is imported late; named for typing.get_type_hints()
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: seconds that a second signal may have to wait, at the most

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 else:
-    DrainReport = Stats = Any  # imported late; named for typing.get_type_hints()
+    # of modules that are imported late; named for typing.get_type_hints()
+    DrainReport = LiveConnection = Stats = Any
 
 
 class _LoopEnded(threading.Event):
@@ -145,7 +146,20 @@ class BaseServer:
             the socket is bound to.
         RequestHandlerClass: called with (request, client_address, server) for each request.
         timeout: seconds that ``handle_request()`` waits at most; None: for ever.
+        max_connections: with as many connections, or processes, no more are taken; None, or no
+            positive int: no limit. (This and the following are not in the standard library.)
+        overload: what happens to those beyond it: "wait" (they stay in the backlog until an eighth,
+            at least one, has ended) or "reject" (they are taken and closed at once, until then).
+        max_connections_per_peer: what is beyond that, by IPv4 address or IPv6 network of /64, is
+            taken and closed at once; None: no limit.
+        quiet_disconnects: handle_error() prints one line, and no traceback, of a
+            ConnectionResetError or BrokenPipeError: the peer has gone.
     """
+
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
+    overload: str = "wait"
+    quiet_disconnects: bool = False
 
     server_address: Address
     timeout: float | None = None
@@ -285,6 +299,11 @@ class BaseServer:
         Runs inside the exception: ``raise`` and ``sys.exc_info()`` work. An exception that
         leaves this hook leaves ``serve_forever()`` too, after the request was shut down.
         """
+        error = sys.exc_info()[1]
+        has_gone = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        if has_gone and getattr(self, "quiet_disconnects", None) is True:
+            print(f"{client_address} has gone: {error}", file=sys.stderr)
+            return
         print("-" * 40, file=sys.stderr)
         print(
             "Exception occurred during processing of request from",
@@ -293,6 +312,23 @@ class BaseServer:
         )
         _print_exception()
         print("-" * 40, file=sys.stderr)
+
+    def connection_refused(self, client_address: RetAddress, reason: str) -> None:
+        """Called when a connection was taken that is one too many; it is then shut down.
+
+        May be overridden; does nothing by default. (Not in the standard library.)
+
+        Args:
+            client_address: the peer's address.
+            reason: "max_connections" or "max_connections_per_peer".
+        """
+
+    def handle_accept_error(self, error: OSError) -> None:
+        """Called in the loop when accept(2) or recvfrom(2) has failed. May be overridden.
+
+        What is done about it (ARCHITECTURE.md has the table) does not depend on this; an exception
+        leaves ``serve_forever()``. (Not in the standard library.)
+        """
 
     def drain(self, timeout: float | None = None) -> DrainReport:
         """Stop accepting, and let the requests that run end; then the listener is closed.
@@ -333,6 +369,21 @@ class BaseServer:
     #: the connections that are being served, the latest first, as a list of ``LiveConnection``;
     #: a snapshot (not in the standard library)
     connections = _Connections()
+
+    def handle_timeout_error(
+        self, request: RequestType, client_address: RetAddress, which: str
+    ) -> None:
+        """Called in the place of handle_error() when DeadlineError has left a handler.
+
+        Runs inside the exception. By default a debug message goes to the logger "fastsock". May
+        be overridden. (Not in the standard library.)
+
+        Args:
+            which: the handler's attribute whose time was over, "idle_timeout" for example.
+        """
+        import logging  # late: it takes a third as long as the import of the package
+
+        logging.getLogger("fastsock").debug("%s of %s is over", which, client_address)
 
     def __enter__(self) -> Self:
         return self

@@ -59,6 +59,15 @@ class _Request:
         else:
             server.process_request_thread(self.request, self.client_address)
 
+    def left_behind(self) -> None:
+        """It will never end: its thread has. Nor will anybody close the files of its request."""
+        request = self.request
+        try:
+            self.server.shutdown_request(request)
+        finally:
+            if getattr(request, "_closed", False) and hasattr(request, "_real_close"):
+                request._real_close()
+
     def __str__(self) -> str:
         handler = self.server.RequestHandlerClass
         name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -213,6 +222,9 @@ def _end(server: Any) -> None:
     drained = control is not None and control.draining != 0  # which gives them their time
     for tasks in (attributes.get("_fastsock_tasks"), *attributes.get("_fastsock_left", ())):
         if tasks is not None and tasks.running:
+            if _hubs.is_orphaned(tasks.hub):
+                tasks.bury()
+                continue
             if (server.daemon_threads or not server.block_on_close) and not drained:
                 tasks.kill()
             if seconds is None or drained:
