@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Callable
 
 from fastsock import _accept, _hubs
+from fastsock._sync import Event
 from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ MOMENT = 1e-9
 
 # The key in an instance's dictionary under which its timeout is, once it is entered.
 _LIMIT = "_fastsock_limit"
-# The same for who is in the middle of a write; the tasks that are to write next, with their hubs;
-# and for its slot in a hub.
+# The same for who is in the middle of a write; the turns of the tasks that are to write next; and
+# for its slot in a hub.
 _WRITER = "_fastsock_writer"
 _QUEUE = "_fastsock_queue"
 _SLOT = "_fastsock_slot"
@@ -96,13 +97,15 @@ class _Wait:
         if hub is None:
             wait = _hubs.waiting_for_descriptors() or _poll
             return self._still_open(wait(self._descriptor, False, True, left))
-        queue: list[Any] = vars(self._sock).setdefault(_QUEUE, [])
-        queue.append(entry := (hub, hub.current))
+        attributes = vars(self._sock)
+        queue: list[Event] = attributes.setdefault(_QUEUE, [])
+        queue.append(turn := Event())  # which may be set before it is waited for: by a thread
         try:
-            return self._still_open(hub.park(left))
+            # Nobody sets it if the write was over before it was there to be seen.
+            return self._still_open(_WRITER not in attributes or turn.wait(left))
         finally:
-            if entry in queue:
-                queue.remove(entry)
+            if turn in queue:
+                queue.remove(turn)
 
     def _left(self) -> float | None:
         if self._deadline is None:
@@ -125,8 +128,8 @@ def _slot_of(sock: Any, hub: Hub) -> Slot | None:
 
 
 def _wake_writers(sock: Any) -> None:
-    for hub, task in vars(sock).pop(_QUEUE, ()):
-        hub.wake(task)
+    for turn in vars(sock).pop(_QUEUE, ()):
+        turn.set()
 
 
 def _given_up(sock: Any) -> None:

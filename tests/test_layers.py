@@ -165,7 +165,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_hubs": {"_channel", "_hub", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
-    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_types"},
+    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types"},
     "_guests": {"_accept", "_calls", "_channel", "_connection", "_hubs", "_tls", "_types"},
     "_cooperative": {
         "_channel",
