@@ -101,8 +101,9 @@ class _Wait:
         queue: list[Event] = attributes.setdefault(_QUEUE, [])
         queue.append(turn := Event())  # which may be set before it is waited for: by a thread
         try:
-            # Nobody sets it if the write was over before it was there to be seen.
-            return self._still_open(_WRITER not in attributes or turn.wait(left))
+            # Nobody sets it if the others were woken, or the write over, before it was there.
+            over = attributes.get(_QUEUE) is not queue or _WRITER not in attributes
+            return self._still_open(over or turn.wait(left))
         finally:
             if turn in queue:
                 queue.remove(turn)

@@ -393,15 +393,26 @@ def test_two_tasks_write_to_one(serve: Any, hold: Hold, multiplexing: Any) -> No
     assert server.failures == []
 
 
-def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any) -> None:
-    """The one that writes is a thread."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any, late: bool) -> None:
+    """The one that writes is a thread. The next one may be too late to be seen by the close."""
     requests: list[Any] = []
+    queued, closed = threading.Event(), threading.Event()
+
+    class Queue(list[Any]):
+        def append(self, turn: Any) -> None:
+            queued.set()
+            if late:
+                assert closed.wait(TIMEOUT)
+            super().append(turn)
+
     errors: list[Any] = []
 
     def handle(self: Any) -> None:
         self.rfile.close()
         requests.append(self.request)
         if len(requests) == 1:
+            vars(self.request)["_fastsock_queue"] = Queue()
             writing = Background(self.request.send, bytes(MUCH))
             while writing.is_alive():
                 multiplexing.sleep(0.001)
@@ -416,8 +427,9 @@ def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any) -> No
 
     server = serve(handle)
     with connected(server) as first, connected(server):
-        wait_until(lambda: requests and "_fastsock_queue" in vars(requests[0]))
+        assert queued.wait(TIMEOUT)
         requests[0].close()
+        closed.set()
         wait_until(lambda: len(errors) == 1)
         first.close()
         wait_until(lambda: len(errors) == 2)
