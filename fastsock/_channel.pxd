@@ -70,5 +70,6 @@ cdef class Channel(Record):
 cdef int fail(int error) except -1
 cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, int flags)
 cdef Channel channel_of(object connection)
+cdef Channel known_channel(object request)
 cdef object make_connection(object cls, int descriptor, int family, int kind, int proto)
 cdef int end_connection(object connection) except -1

@@ -522,6 +522,12 @@ cdef Channel channel_of(object connection):
     return <Channel> channel if channel != NULL else <Channel?> connection._channel
 
 
+cdef Channel known_channel(object request):
+    """Of a Connection; None: it is something else."""
+    cdef PyObject *channel = fastsock_channel(request)
+    return <Channel> channel if channel != NULL else None
+
+
 def learn(cls):
     """Connection, once it is made."""
     fastsock_learn(cls, cls.__dict__["_channel"])

@@ -8,7 +8,6 @@ signal handlers. All of their state changes under the GIL, which is given up in 
 """
 
 import os
-import sys
 import weakref
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -20,7 +19,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-from fastsock._channel cimport Channel, channel_of, end_connection
+from fastsock._channel cimport channel_of, end_connection, known_channel
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -31,7 +30,8 @@ from fastsock._datagram cimport (
     take,
 )
 from fastsock._hooks cimport Defaults, untouched
-from fastsock._ledger cimport Ledger
+from fastsock._ledger cimport Ledger, Record
+from fastsock._log import report
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -48,21 +48,6 @@ cdef nanoseconds LOG_EVERY = 5 * <nanoseconds> SECOND
 cdef tuple _SHORTAGES = (_sys.EMFILE, _sys.ENFILE, _sys.ENOBUFS, _sys.ENOMEM)
 # The listener itself is no longer one.
 cdef tuple _BROKEN = (_sys.EBADF, _sys.EINVAL, _sys.ENOTSOCK)
-
-
-def _warn(message, *values):
-    """Log a warning of the logger "fastsock"."""
-    try:
-        import logging  # late: it takes a third as long as the import of the package
-
-        log = logging.getLogger("fastsock")
-    except Exception:
-        # No descriptor is left to read it with. Who has not imported it has not configured it
-        # either, and gets what logging.lastResort would write.
-        if sys.stderr is not None:
-            print(message % values, file=sys.stderr)
-    else:
-        log.warning(message, *values)
 
 
 # The wake-ups of the loops that run in this process. A child process closes its copies: an eventfd
@@ -238,10 +223,12 @@ cdef class Control:
         cdef nanoseconds now = self.back_off(True)
         if self.logged == NEVER or now - self.logged >= LOG_EVERY:
             self.logged = now
-            _warn("server on %r cannot take a request: %s; trying again after %d ms, "
-                  "later %d ms (failures so far, by errno: %r)",
-                  getattr(server, "server_address", None), error,
-                  self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND, self.accept_errors)
+            report("accept", "cannot_take",
+                   "server on %r cannot take a request: %s; trying again after %d ms, "
+                   "later %d ms (failures so far, by errno: %r)",
+                   getattr(server, "server_address", None), error,
+                   self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND, self.accept_errors,
+                   server=server, errno=error.errno)
         return 0
 
     cdef int refused(self, object server, object error, bint native) except -1:
@@ -441,6 +428,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
+                refuse(control, request, "handle_truncated")
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -449,6 +437,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
+        refuse(control, request, "verify_request")
         server.shutdown_request(request)
         return True
     try:
@@ -470,9 +459,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             server.process_request(request, client_address)
     except Exception:
         try:
+            control.ledger.stop()
             failed(server, control, request, client_address)
         finally:
+            control.ledger.ending(request)
             server.shutdown_request(request)
+            over(control, request)
     except BaseException:
         server.shutdown_request(request)
         raise
@@ -513,11 +505,13 @@ cdef inline int _process(object server, Control control, Defaults defaults, obje
     if timed:
         # Of those that were received together each begins when the one before has ended.
         begun = monotonic() if control.source is None else ledger.ended_at
+        ledger.began_at = begun
     if untouched(server, "finish_request", defaults.finish_request):
         server.RequestHandlerClass(request, client_address, server)
     else:
         server.finish_request(request, client_address)
     if timed:
+        ledger.began_at = 0
         ledger.ended_at = monotonic()
         ledger.took(ledger.ended_at - begun)
     return shut_down(server, control, defaults, request)
@@ -551,6 +545,9 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
         name = getattr(target, "__name__", None)
         named = name is not None
         arguments = (request, client_address)
+        if type(request) is tuple:
+            arguments = (control.ledger, target, request, client_address)
+            target = timed
     thread = pool.new_thread(name, daemon)
     if not named:
         thread._of = None
@@ -565,6 +562,15 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
             control.start_failed()
         raise
     return True
+
+
+def timed(Ledger ledger not None, target, request, client_address):
+    """target(request, client_address), which may count the datagram itself."""
+    ledger.begin_around(request)
+    try:
+        return target(request, client_address)
+    finally:
+        ledger.end_around(request)
 
 
 def _finish_in_thread(server, Control control, Defaults defaults, request, client_address):
@@ -594,9 +600,20 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     if not (type(request) is tuple  # there is nothing to end
             and untouched(server, "shutdown_request", defaults.shutdown_datagram)
             and untouched(server, "close_request", defaults.close_datagram)):
+        control.ledger.ending(request)
         server.shutdown_request(request)
     over(control, request)
     return 0
+
+
+def end_request(server, Control control not None, request, begun):
+    """shutdown_request(), where Python code has run the handler; begun: ledger.begin()."""
+    control.ledger.ending(request)
+    server.shutdown_request(request)
+    if type(request) is tuple:
+        control.ledger.end(request, begun)
+    else:
+        over(control, request)
 
 
 cpdef int over(Control control, object request) except -1:
@@ -604,12 +621,27 @@ cpdef int over(Control control, object request) except -1:
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
-    channel = getattr(request, "_channel", None)
-    if type(channel) is Channel:
-        (<Channel> channel).end()
+    cdef Record record = known_channel(request)
+    if record is not None:
+        record.end()
     else:
         control.ledger.end_other(request)
     return 0
+
+
+cdef int refuse(Control control, object request, str reason) except -1:
+    """It is not served, after it was entered."""
+    cdef Record record = known_channel(request)
+    if record is None:
+        record = control.ledger.others.pop(id(request), None)
+    if record is not None and record.ledger is not None:
+        record.leave()
+    return control.ledger.refuse(reason)
+
+
+def give_to_child(Control control not None, request, int pid):
+    """A forked child serves it from now on."""
+    control.ledger.give(known_channel(request), request, pid)
 
 
 cpdef int failed(object server, Control control, object request,

@@ -29,11 +29,26 @@ cdef class Record:
     cdef flag doing
 
     cdef void end(self) noexcept
+    cdef void leave(self) noexcept
     cdef int cut(self, int direction) except -1
+    cdef int look(self) except -1
 
 
 cdef class OtherRecord(Record):
     cdef object request  # a weak reference
+
+    cdef int look_at(self, object request) except -1
+
+
+cdef class ChildRecord(Record):
+    cdef readonly int pid
+
+
+# In memory that a forking server shares with its children.
+cdef struct Shared:
+    unsigned long long received
+    unsigned long long sent
+    unsigned long long datagrams_sent
 
 
 cdef class Ledger:
@@ -46,9 +61,25 @@ cdef class Ledger:
     cdef unsigned long long received  # by those that have ended
     cdef unsigned long long sent
     cdef readonly unsigned long long datagrams
+    cdef nanoseconds began_at  # the handler of a datagram that the loop's thread runs; 0: none
     cdef nanoseconds ended_at  # the latest datagram's handler
     cdef unsigned long long buckets[BUCKETS]
+    cdef nanoseconds lasted  # all that are in the buckets
     cdef readonly dict others  # by id() of a request that is no Connection: its record
+    cdef readonly dict children  # by pid: the record of what was given to it
+    cdef readonly dict refused  # by reason: how often
+    cdef readonly dict timed_out  # by deadline: how often
+    cdef dict timing  # by id() of a datagram whose thread sees to its end: since when
+    cdef public Py_ssize_t threads  # that serve a request, where there is no pool of them
+    cdef public Py_ssize_t threads_peak  # also of a pool that is closed
+    cdef Shared *shared  # NULL: it has never forked
+    cdef Shared told  # what was this process's own when it was forked
 
+    cdef void link(self, Record record) noexcept
     cdef void enter(self, Record record, object peer) noexcept
     cdef void took(self, nanoseconds lasted) noexcept
+    cpdef int refuse(self, str reason) except -1
+    cpdef int time_out(self, str which) except -1
+    cdef void served(self, nanoseconds begun) noexcept
+    cdef void stop(self) noexcept
+    cdef int sum_up(self, unsigned long long *received, unsigned long long *sent) except -1

@@ -31,6 +31,7 @@ MODULES = frozenset(
         "_inbox",
         "_leader",
         "_ledger",
+        "_log",
         "_reader",
         "_stream",
         "_sync",

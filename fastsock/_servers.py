@@ -96,9 +96,9 @@ class _Connections:
     def __get__(self, server: Any, cls: type) -> list[LiveConnection]:
         if server is None:
             return self  # type: ignore[return-value]
-        from fastsock._stats import LiveConnection
+        from fastsock._stats import connections_of
 
-        return [LiveConnection(record) for record in _control_of(server).ledger.records()]
+        return connections_of(server, _control_of(server))
 
 
 def _this_thread() -> tuple[int, int]:
@@ -245,8 +245,15 @@ class BaseServer:
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish the request and shut it down. Mix-ins do so in a thread or a process."""
-        self.finish_request(request, client_address)
-        self.shutdown_request(request)
+        control = getattr(self, "__dict__", {}).get("_fastsock")
+        if type(request) is not tuple or type(control) is not Control:
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+        else:  # a datagram, of which nothing else would tell when it is over
+            begun = control.ledger.begin_here()
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+            control.ledger.end(request, begun)
 
     def server_close(self) -> None:
         """Give up what the server holds. May be overridden."""
