@@ -12,6 +12,12 @@ cdef enum NotReceived:
     NOTHING = -4  # a non-blocking connection has nothing
 
 
+cdef enum Way:
+    FREE  # for bytes that somebody else sends
+    BUSY  # with a send that is in the middle of it
+    FULL  # of bytes that the kernel does not take
+
+
 cdef class Waiter:
     # How the connections of a multiplexing server wait: the hub. None of it is for a thread.
     cdef bint here(self) noexcept
@@ -30,6 +36,7 @@ cdef class Waiter:
     cdef int settle(self, Channel channel, object connection) except -1
     cdef object take_held(self, Channel channel)
     cdef int forget(self, Channel channel) except -1
+    cdef Way way(self, Channel channel) noexcept
 
 
 cdef class Channel(Record):
@@ -38,6 +45,8 @@ cdef class Channel(Record):
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
     cdef int descriptor  # owned; -1: given away or closed
     cdef int handed  # what the socket object was given, until it is closed or detached; or -1
+    cdef unsigned int writers  # that may be in the middle of their bytes
+    cdef object behind  # bytes that are to be sent when they are not, or None
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
@@ -59,6 +68,7 @@ cdef class Channel(Record):
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
                              int flags, nanoseconds deadline, int *error) except -1
     cdef int close(self) except -1
+    cdef int send_behind(self, object connection) except -1
     cdef int settle(self, object connection) except -1
     cdef bint has_packets(self) noexcept
     cdef int settle_for_another(self, object connection) except -1

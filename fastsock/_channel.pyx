@@ -222,6 +222,13 @@ cdef class Waiter:
         """The descriptor is about to be closed or given away: who waits for it is woken."""
         raise NotImplementedError
 
+    cdef Way way(self, Channel channel) noexcept:
+        """What bytes of somebody else's would meet. For any thread.
+
+        What is held back is sent before that is said, as far as the kernel takes it.
+        """
+        return FREE
+
 
 @cython.no_gc_clear  # as its record
 cdef class Channel(Record):
@@ -344,17 +351,24 @@ cdef class Channel(Record):
 
         With all_of_it, until then anyway; the timeout is that of the whole.
         """
+        cdef Py_ssize_t count
         if self.waiter is not None:
             if self.waiter.here():
                 return self.waiter.send(self, connection, data, size, flags, all_of_it)
             wait = self.guest(connection)
             if wait is not None:
-                return self.transfer_by(wait, connection, True, <char *> data, size, flags,
-                                        all_of_it)
+                self.writers += 1
+                try:
+                    count = self.transfer_by(wait, connection, True, <char *> data, size, flags,
+                                             all_of_it)
+                finally:
+                    self.writers -= 1
+                if self.behind is not None and count == <Py_ssize_t> size:
+                    self.send_behind(connection)
+                return count
         cdef nanoseconds limit, deadline
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
-        cdef Py_ssize_t count
         cdef int error
         if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
@@ -362,29 +376,50 @@ cdef class Channel(Record):
                 sent = <size_t> count
                 self.sent += sent
                 if sent == size or (limit != NEVER and not all_of_it):
+                    if self.behind is not None and sent == size:
+                        self.send_behind(connection)
                     return sent
             else:
                 error = _sys.errno
                 if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                     fail(error)
         deadline = _deadline(limit)
-        while True:
-            self.doing = WRITING
-            try:
+        self.writers += 1
+        try:
+            while True:
+                self.doing = WRITING
                 count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
                                       flags | _sys.MSG_NOSIGNAL, deadline, &error)
-            finally:
                 self.doing = WORKING
-            sent += <size_t> count
-            self.sent += <size_t> count
-            if error:
-                if sent and not all_of_it:
-                    return sent  # as send(2) itself: the next call meets the error
-                fail(error)
-            if all_of_it:
-                PyErr_CheckSignals()  # as socket.sendall() between its calls
-            if sent >= size or not all_of_it:
-                return sent
+                sent += <size_t> count
+                self.sent += <size_t> count
+                if error:
+                    if sent and not all_of_it:
+                        return sent  # as send(2) itself: the next call meets the error
+                    fail(error)
+                if all_of_it:
+                    PyErr_CheckSignals()  # as socket.sendall() between its calls
+                if sent >= size or not all_of_it:
+                    break
+        finally:
+            self.doing = WORKING
+            self.writers -= 1
+        if self.behind is not None and sent == size:
+            self.send_behind(connection)
+        return sent
+
+    cdef int send_behind(self, object connection) except -1:
+        """Send what was put behind the bytes of those who write, if they are done."""
+        if self.writers:
+            return 0
+        self.writers = 1
+        try:
+            while self.behind is not None:
+                behind, self.behind = self.behind, None
+                self.send(connection, bytes_of(<PyObject *> behind), len(behind), 0, True)
+        finally:
+            self.writers -= 1
+        return 0
 
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
                              int flags, nanoseconds deadline, int *error) except -1:

@@ -32,6 +32,7 @@ MODULES = frozenset(
         "_leader",
         "_ledger",
         "_log",
+        "_post",
         "_reader",
         "_stream",
         "_sync",

@@ -38,12 +38,14 @@ from fastsock._types import (
     AfUnixAddress,
     Any,
     ClassVar,
+    ReadableBuffer,
     RequestType,
     RetAddress,
     Self,
 )
 
 if TYPE_CHECKING:
+    from fastsock._broadcast import Broadcast
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 
@@ -307,6 +309,26 @@ class BaseServer:
     #: the connections that are being served, the latest first, as a list of ``LiveConnection``;
     #: a snapshot (not in the standard library)
     connections = _Connections()
+
+    def broadcast(self, data: ReadableBuffer, exclude: object = None) -> Broadcast:
+        """Send bytes to all connections that are being served.
+
+        Never waits, so a client whose buffer has no room for all of them gets none: it is skipped,
+        and told of. Never in the middle of what a handler sends: a write to ``wfile``, a
+        ``sendall()``, a ``sendfile()`` come first. Skipped are also TLS connections, those that
+        child processes serve, and those that a handler has detached. For any thread, and for
+        handlers. (Not in the standard library.)
+
+        Args:
+            data: bytes, or any buffer; much less than what a socket's send buffer holds.
+            exclude: the request of a connection that does not get them.
+
+        Raises:
+            TypeError: data is no buffer.
+        """
+        from fastsock._broadcast import broadcast_to_all
+
+        return broadcast_to_all(self, _control_of(self), data, exclude)
 
     def __enter__(self) -> Self:
         return self

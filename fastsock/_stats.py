@@ -181,10 +181,15 @@ def stats_of(server: Any, control: Control) -> Stats:
     )
 
 
-def connections_of(server: Any, control: Control) -> list[LiveConnection]:
-    """Those that are being served, the latest first."""
+def live_records(server: Any, control: Control) -> list[Record]:
+    """Of what is being served, the latest first."""
     keep_children(server, control)
-    return [LiveConnection(record) for record in control.ledger.records()]
+    return control.ledger.records()
+
+
+def connections_of(server: Any, control: Control) -> list[LiveConnection]:
+    """As live_records(), for programs."""
+    return [LiveConnection(record) for record in live_records(server, control)]
 
 
 def keep_children(server: Any, control: Control) -> None:
