@@ -271,7 +271,7 @@ def describe(about: Any) -> str:
         return f"a handler ({error!r})"
 
 
-def _log(event: str, about: Any, message: str, *values: object, **attributes: object) -> None:
+def _log(event: str, about: Any, message: str, *values: object, **attributes: Any) -> None:
     """A warning about a task; about: what it is about."""
     log(
         "multiplexing",

@@ -7,8 +7,8 @@ unless a program has said otherwise, and have these attributes besides the usual
 event: what has happened, a word; peer: the client_address, or None; server_address: that of the
 server, or None; and what the event has besides.
 
-``logging`` is imported by the first who has something to say: it takes a third as long as the import
-of the package.
+``logging`` is imported by the first who has something to say: it takes a third as long as the
+import of the package.
 """
 
 import sys

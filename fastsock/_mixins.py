@@ -421,10 +421,9 @@ class ThreadingMixIn:
 
 def _ends_in_its_own_way(server: Any) -> bool:
     """Whether process_request_thread() may be none that counts a datagram."""
-    return (
-        getattr(type(server), "process_request_thread", None) is not _DEFAULTS.thread_target
-        or "process_request_thread" in vars(server)
-    )
+    if "process_request_thread" in vars(server):
+        return True
+    return getattr(type(server), "process_request_thread", None) is not _DEFAULTS.thread_target
 
 
 def _counts_thread(server: Any) -> Ledger | None:

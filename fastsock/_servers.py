@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from fastsock._broadcast import Broadcast
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
+else:
+    Broadcast = LiveConnection = Stats = Any  # named for typing.get_type_hints(); slow to import
 
 
 class _LoopEnded(threading.Event):

@@ -89,6 +89,14 @@ def line_of(sock: socket.socket) -> bytes:
         return file.readline()
 
 
+def exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes, or what comes before the end."""
+    received = b""
+    while len(received) < size and (chunk := sock.recv(size - len(received))):
+        received += chunk
+    return received
+
+
 def talk(server: Any, line: bytes = b"hello\n") -> socket.socket:
     """A client that has got an answer, and stays."""
     sock = connect(server)
