@@ -59,9 +59,7 @@ class _Request:
             server.shutdown_request(self.request)
         elif type(self.request) is tuple and (control := _control_of(server)) is not None:
             # A datagram, of which nothing else would tell when it is over.
-            timed(
-                control.ledger, server.process_request_thread, self.request, self.client_address
-            )
+            timed(control.ledger, server.process_request_thread, self.request, self.client_address)
         else:
             server.process_request_thread(self.request, self.client_address)
 

@@ -15,7 +15,7 @@ from support import TIMEOUT, connect, ended, event, hang_up, receive, serving, w
 import fastsock
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "multiplex"))
-from tls_support import client_context, handler, wrapping  # noqa: E402
+from tls_support import client_context, handler, wrapping
 
 
 @flavours()

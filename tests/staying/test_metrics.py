@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from books import echo, live, server_class, served, stats_when, talk
+from books import echo, live, served, server_class, stats_when, talk
 from support import Background, connect, hang_up, receive
 
 import fastsock
@@ -75,9 +75,7 @@ def scraping() -> Iterator[Callable[..., Callable[[], Samples]]]:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    (found,) = [
-        number for given, number in samples[name] if labels.items() <= given.items()
-    ]
+    (found,) = [number for given, number in samples[name] if labels.items() <= given.items()]
     return found
 
 
@@ -97,7 +95,9 @@ def test_what_is_scraped(scraping: Any) -> None:
         failing = talk(server, b"123\n")
         samples = scrape()
         labels = {"server": f"127.0.0.1:{server.server_address[1]}", "transport": "tcp"}
-        assert all(labels.items() <= given.items() for each in samples.values() for given, _ in each)
+        assert all(
+            labels.items() <= given.items() for each in samples.values() for given, _ in each
+        )
         assert value(samples, "fastsock_connections_accepted_total") == 2
         assert value(samples, "fastsock_connections_active") == 2
         assert value(samples, "fastsock_connections_peak") == 2
@@ -158,9 +158,7 @@ def test_start_http_server() -> None:
     registry = prometheus_client.CollectorRegistry()
     with served("sync", echo) as server:
         registry.register(Collector(server))
-        http_server, thread = prometheus_client.start_http_server(
-            0, "127.0.0.1", registry=registry
-        )
+        http_server, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry=registry)
         try:
             connection = http.client.HTTPConnection(*http_server.server_address[:2], timeout=20)
             with contextlib.closing(connection):
@@ -257,7 +255,9 @@ def test_names_of_the_programs_own() -> None:
     with served("threading", echo, stats="mine", connections="mine") as server:
         client = talk(server)
         (family,) = [
-            each for each in Collector(server).collect() if each.name == "fastsock_connections_active"
+            each
+            for each in Collector(server).collect()
+            if each.name == "fastsock_connections_active"
         ]
         assert family.samples[0].value == 1
         hang_up(client)

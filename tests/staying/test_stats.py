@@ -250,9 +250,10 @@ def test_dropped_datagrams() -> None:
 
 @pytest.mark.parametrize("method", ["send", "sendall", "sendmsg", "sendto", "sendto_flags"])
 def test_each_way_to_send_a_datagram_counts(method: str) -> None:
-    with server_class("sync", "UDP")(
-        ("127.0.0.1", 0), fastsock.DatagramRequestHandler
-    ) as server, connect(server) as client:
+    with (
+        server_class("sync", "UDP")(("127.0.0.1", 0), fastsock.DatagramRequestHandler) as server,
+        connect(server) as client,
+    ):
         address = client.getsockname()
         sock = server.socket
         if method in ("send", "sendall"):
