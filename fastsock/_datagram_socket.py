@@ -44,7 +44,10 @@ def counts_of(sock: socket.socket, truncated: int) -> DatagramCounts:
 
 def sent_by(server: Any) -> int:
     """How many datagrams have been sent by a server's DatagramSocket, if it has one."""
-    sock = getattr(server, "socket", None)
+    try:
+        sock = server.socket
+    except Exception:  # a program has something else of that name
+        return 0
     return _datagram.sent(sock) if type(sock) is DatagramSocket else 0
 
 

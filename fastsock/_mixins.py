@@ -236,11 +236,11 @@ class ForkingMixIn:
             self.close_request(request)  # type: ignore[attr-defined]
             return
         # The child leaves through _exit() only: nothing of the parent's may run here.
-        status = 1
-        sent = sent_by(self)
-        if control is not None:
-            control.ledger.in_child()
+        status, sent = 1, 0
         try:
+            if control is not None:
+                control.ledger.in_child()
+                sent = sent_by(self)
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
             status = 0
         except Exception:
@@ -251,7 +251,7 @@ class ForkingMixIn:
                     control.ledger.ending(request)
                 self.shutdown_request(request)  # type: ignore[attr-defined]
                 if control is not None:
-                    control.ledger.tell_parent(sent_by(self) - sent)
+                    control.ledger.tell_parent(max(sent_by(self) - sent, 0))
             finally:
                 os._exit(status)
 

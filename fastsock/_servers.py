@@ -249,14 +249,14 @@ class BaseServer:
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish the request and shut it down. Mix-ins do so in a thread or a process."""
-        control = getattr(self, "__dict__", {}).get("_fastsock")
-        if type(request) is not tuple or type(control) is not Control:
-            self.finish_request(request, client_address)
-            self.shutdown_request(request)
-        else:  # a datagram, of which nothing else would tell when it is over
-            begun = control.ledger.begin_here()
-            self.finish_request(request, client_address)
-            self.shutdown_request(request)
+        begun = 0
+        if type(request) is tuple:  # a datagram, of which nothing else would tell when it is over
+            control = getattr(self, "__dict__", {}).get("_fastsock")
+            if type(control) is Control:
+                begun = control.ledger.begin_here()
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+        if begun:
             control.ledger.end(request, begun)
 
     def server_close(self) -> None:
