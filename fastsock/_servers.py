@@ -251,7 +251,7 @@ class BaseServer:
         """Finish the request and shut it down. Mix-ins do so in a thread or a process."""
         begun = 0
         if type(request) is tuple:  # a datagram, of which nothing else would tell when it is over
-            control = getattr(self, "__dict__", {}).get("_fastsock")
+            control: Any = getattr(self, "__dict__", {}).get("_fastsock")
             if type(control) is Control:
                 begun = control.ledger.begin_here()
         self.finish_request(request, client_address)
