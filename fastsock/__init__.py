@@ -14,6 +14,9 @@ DatagramSocket, DatagramCounts
     What a datagram server receives from, and what it counts.
 MultiplexingMixIn, MultiplexingTCPServer, MultiplexingUDPServer, ...
     Many handlers in one thread. ``fastsock.multiplexing`` has what they may call.
+run(*servers, drain_timeout=10.0)
+    Serves until a SIGINT or SIGTERM, then lets the requests that run end. ``server.drain()`` does
+    only that.
 install(), uninstall()
     Put this package in the place of ``socketserver`` for every later import, and take it out.
 """
@@ -54,6 +57,7 @@ from fastsock._mixins import (
 )
 from fastsock._plain import ServerSelector as _ServerSelector
 from fastsock._replace import install, uninstall
+from fastsock._running import run
 from fastsock._servers import (
     BaseServer,
     TCPServer,
@@ -66,6 +70,7 @@ from fastsock._types import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastsock import multiplexing
+    from fastsock._drain import DrainReport
     from fastsock.multiplexing import (
         MultiplexingMixIn,
         MultiplexingTCPServer,
@@ -106,6 +111,9 @@ __all__ = [
     "uninstall",
 ]
 
+if TYPE_CHECKING:  # not for `from socketserver import *`: programs have a `run` of their own
+    __all__ += ["DrainReport", "run"]
+
 #: the version of fastsock; `__version__` is that of socketserver
 VERSION = "0.1.0"
 
@@ -115,7 +123,7 @@ _MULTIPLEXING = frozenset(name for name in __all__ if name.startswith("Multiplex
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MULTIPLEXING, "multiplexing"})
+    return sorted({*globals(), *_MULTIPLEXING, "multiplexing", "DrainReport"})
 
 
 if not TYPE_CHECKING:  # to which it would say that every name exists
@@ -127,6 +135,10 @@ if not TYPE_CHECKING:  # to which it would say that every name exists
 
             module = sys.modules["fastsock.multiplexing"]
             return module if name == "multiplexing" else getattr(module, name)
+        if name == "DrainReport":
+            from fastsock._drain import DrainReport
+
+            return DrainReport
         if name == "__version__":
             if sys.version_info >= (3, 15):
                 warnings.warn(

@@ -1,7 +1,8 @@
 from fastsock._clock cimport nanoseconds
-from fastsock._ledger cimport Record, flag
+from fastsock._waiter cimport Endpoint
 
 
+<<<<<<< HEAD
 cdef class Borrower:
     # What has bytes in the buffer that a Waiter shares out.
     cdef int give_back(self) except -1
@@ -54,10 +55,12 @@ cdef class Channel(Record):
     cdef int kind
     cdef int proto
     cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
+=======
+cdef class Channel(Endpoint):
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     cdef object writer  # a weak reference to a wfile that may hold bytes back, or None
 
-    cdef int current(self, object connection, nanoseconds *limit) except -2
-    cdef int not_ready(self, nanoseconds deadline) except -1
+    cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1
     cdef int after_wait(self, object connection) noexcept nogil
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
@@ -66,20 +69,25 @@ cdef class Channel(Record):
     cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
                          bint all_of_it) except -1
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
-                             int flags, nanoseconds deadline, int *error) except -1
+                             int flags, nanoseconds deadline, nanoseconds begun,
+                             int *error) except -1
     cdef int close(self) except -1
     cdef int send_behind(self, object connection) except -1
     cdef int settle(self, object connection) except -1
     cdef bint has_packets(self) noexcept
+    cdef bint is_between_messages(self, int descriptor) noexcept
     cdef int settle_for_another(self, object connection) except -1
     cdef object guest(self, object connection)
-    cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,
-                                size_t size, int flags, bint all_of_it) except -1
 
 
-cdef int fail(int error) except -1
+cdef int set_nonblocking(int descriptor, bint on) noexcept nogil
+cdef object seconds_of(nanoseconds limit)
 cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, int flags)
 cdef Channel channel_of(object connection)
+<<<<<<< HEAD
 cdef Channel known_channel(object request)
+=======
+cdef Channel channel_if(object request)
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 cdef object make_connection(object cls, int descriptor, int family, int kind, int proto)
 cdef int end_connection(object connection) except -1

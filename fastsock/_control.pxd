@@ -34,6 +34,9 @@ cdef class Control:
     cdef public object before_sleep  # to be called by the loop, or None
     cdef public object adopt  # to be called with each request before the hooks, or None
     cdef unsigned long taking  # the leader's thread while it takes a request, or 0
+    cdef public int draining  # how often it is drained just now
+    cdef public long left  # requests that a loop which drains may still take; -1: it has ended
+    cdef public unsigned long long forked  # children that were given a request
     cdef int singly  # calls of handle_request() under way
     cdef object own_socket  # a weak reference to what this process has bound, or None
     cdef unsigned long forks  # as many as there had been by then
@@ -55,6 +58,7 @@ cdef class Control:
     cdef bint find_datagrams(self, object server, Defaults defaults) except -1
     cdef unsigned int waiting(self) except? 0
     cdef int end_batch(self) except -1
+    cdef int limit(self, object server) except -1
 
 
 cpdef int failed(object server, Control control, object request,

@@ -19,7 +19,11 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
+<<<<<<< HEAD
 from fastsock._channel cimport channel_of, end_connection, known_channel
+=======
+from fastsock._channel cimport Channel, channel_if, channel_of, end_connection
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -30,8 +34,14 @@ from fastsock._datagram cimport (
     take,
 )
 from fastsock._hooks cimport Defaults, untouched
+<<<<<<< HEAD
 from fastsock._ledger cimport Ledger, Record
 from fastsock._log import report
+=======
+from fastsock._ledger cimport Ledger
+from fastsock._deadlines import DeadlineError
+from fastsock._limits cimport gate_of, refusal, unlimited
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -188,6 +198,11 @@ cdef class Control:
                 return True
         return False
 
+    @property
+    def is_served(self):
+        """Whether a loop of ours serves the server, in this process."""
+        return len(self.wakeups) > 0
+
     def takes_here(self):
         """Whether this thread takes a request in the loop's place just now."""
         return self.taking != 0 and self.taking == PyThread_get_thread_ident()
@@ -242,8 +257,10 @@ cdef class Control:
             if number in _SHORTAGES:
                 self.count(number)
                 self.cannot_take(server, error)
+                tell_accept_error(server, error)
             return 0
         self.count(number)
+        tell_accept_error(server, error)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
@@ -290,6 +307,19 @@ cdef class Control:
         """How many datagrams wait that were received ahead."""
         return 0 if self.source is None else inbox_of(self.source).waiting()
 
+    cdef int limit(self, object server) except -1:
+        """Poll something else in the listener's place if the server has enough connections."""
+        if self.held is not None:
+            return 0  # asked again when that is over
+        try:
+            gate = gate_of(server, self.ledger)
+        except OSError:
+            self.back_off(False)  # no descriptor is left to wait by
+            return 0
+        if gate is not None:
+            self.hold(gate)
+        return 0
+
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
         cdef object source = self.source
@@ -303,6 +333,13 @@ cdef class Control:
         if inbox.gathered:
             send_gathered(source, inbox)
         return 0
+
+
+cdef int tell_accept_error(object server, object error) except -1:
+    hook = getattr(server, "handle_accept_error", None)
+    if hook is not None:
+        hook(error)
+    return 0
 
 
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0:
@@ -371,6 +408,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
+    cdef bint limited
     cdef size_t length = 0
     try:
         if accepted != NULL:
@@ -416,6 +454,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
+    limited = type(request) is not tuple and not unlimited(server)
+    if limited:
+        reason = refusal(server, control.ledger, client_address)
+        if reason is not None:
+            refuse(server, control, request, client_address, reason)
+            return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
     elif type(request) is tuple:
@@ -428,7 +472,11 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
+<<<<<<< HEAD
                 refuse(control, request, "handle_truncated")
+=======
+                control.ledger.refuse("handle_truncated")
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -437,7 +485,11 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
+<<<<<<< HEAD
         refuse(control, request, "verify_request")
+=======
+        control.ledger.refuse("verify_request")
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         server.shutdown_request(request)
         return True
     try:
@@ -468,9 +520,24 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     except BaseException:
         server.shutdown_request(request)
         raise
+    if limited:
+        control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
     return True
+
+
+cdef int refuse(object server, Control control, object request, object client_address,
+                object reason) except -1:
+    """Close a connection that was accepted, and is one too many."""
+    hook = getattr(server, "connection_refused", None)
+    control.ledger.refuse(reason)
+    try:
+        if hook is not None:
+            hook(client_address, reason)
+    finally:
+        server.shutdown_request(request)
+    return 0
 
 
 cdef object take_datagram(object server, Control control, Defaults defaults, object source,
@@ -593,7 +660,8 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     """Call shutdown_request(); of a plain connection and untouched hooks, do what they would."""
     if (type(request) is defaults.connection
             and untouched(server, "shutdown_request", defaults.shutdown_request)
-            and untouched(server, "close_request", defaults.close_request)):
+            and untouched(server, "close_request", defaults.close_request)
+            and getattr(server, "lingering_close", None) is not True):
         end_connection(request)
         control.released()
         return 0
@@ -618,12 +686,19 @@ def end_request(server, Control control not None, request, begun):
 
 cpdef int over(Control control, object request) except -1:
     """A request has been served, also if shutdown_request() has left it to somebody else."""
+    cdef Channel channel
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
+<<<<<<< HEAD
     cdef Record record = known_channel(request)
     if record is not None:
         record.end()
+=======
+    channel = channel_if(request)
+    if channel is not None:
+        channel.end()
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     else:
         control.ledger.end_other(request)
     return 0
@@ -647,8 +722,15 @@ def give_to_child(Control control not None, request, int pid):
 cpdef int failed(object server, Control control, object request,
                  object client_address) except -1:
     """An exception has left a handler; in the except clause."""
-    control.ledger.failed += 1
-    server.handle_error(request, client_address)
+    error = sys.exc_info()[1]
+    hook = None
+    if isinstance(error, DeadlineError):
+        hook = getattr(server, "handle_timeout_error", None)
+    if hook is not None:
+        hook(request, client_address, error.which)
+    else:
+        control.ledger.failed += 1
+        server.handle_error(request, client_address)
     return 0
 
 

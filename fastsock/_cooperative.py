@@ -308,6 +308,10 @@ class Spawned:
             self._thread.join(left)
         return not self.is_alive()
 
+    def left_behind(self) -> None:
+        """It will never end: its thread has."""
+        self._ended.set()
+
     def __str__(self) -> str:
         return f"{self._name}, spawned"
 

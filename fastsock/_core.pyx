@@ -12,7 +12,6 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._accept cimport Accepted, accept_from
 from fastsock._control cimport (
@@ -23,9 +22,11 @@ from fastsock._control cimport (
     serves,
 )
 from fastsock._datagram cimport descriptor_of
+from fastsock._limits cimport gate_of, unlimited
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
+from fastsock._waiter cimport fail
 from fastsock._worker cimport (
     Feeder,
     Pool,
@@ -102,6 +103,7 @@ cdef class _Entry:
     cdef nanoseconds broken_until  # 0, or the end of the grace of a broken listener
     cdef bint watch_muted  # left to the next service_actions()
     cdef object holding  # what is polled in the listener's place, or None
+    cdef bint drained  # nothing was there, or as much as a drain may take was taken
 
     cdef bint stopping(self) except -1:
         return bool(self.control._stop or (self.own_flag
@@ -147,6 +149,8 @@ cdef class Loop:
     cdef Leadership leadership  # of the only server, or None
     cdef bint left_over  # datagrams have been received and not served
     cdef bint without_leader  # there cannot be one just now
+    cdef bint has_looked  # the latest poll has told what is ready
+    cdef bint drains  # a server is drained
 
     def __init__(self, poll_interval, Defaults defaults not None, wait, Hub hub=None):
         self.hub = hub
@@ -227,7 +231,7 @@ cdef class Loop:
         cdef Py_ssize_t index = 0
         while index < len(self.entries):
             entry = self.entries[index]
-            if entry.stopping():
+            if entry.drained or entry.stopping():
                 if entry.control.source is not None:
                     self.drain(entry)
                 if len(self.entries) == 1:
@@ -286,7 +290,7 @@ cdef class Loop:
         cdef nanoseconds now = monotonic()
         cdef nanoseconds until = NEVER
         cdef int descriptor
-        self.left_over = False
+        self.left_over = self.drains = False
         slot.events = _sys.POLLIN
         if not self.wakeup.open():
             until = now + SLICE
@@ -310,7 +314,14 @@ cdef class Loop:
                 entry.holding = entry.control.held
                 descriptor = entry.holding.fileno()
             elif descriptor < 0:
-                entry.fails(_ebadf())
+                if entry.control.draining:
+                    entry.drained = True
+                else:
+                    entry.fails(_ebadf())
+            if (entry.control.draining and entry.holding is None
+                    and entry.control.paused_until <= now):
+                until = now  # nobody is waited for who is not there
+                self.drains = True
             if entry.control.paused_until > now:
                 until = sooner(until, entry.control.paused_until)
             if entry.control.find_datagrams(entry.server, self.defaults):
@@ -335,6 +346,7 @@ cdef class Loop:
         cdef unsigned long served
         for index in range(count):
             self.polled[index].revents = 0
+        self.has_looked = False
         if self.wait is not None:
             descriptors = [self.polled[index].fd for index in range(count)
                            if self.polled[index].fd >= 0]
@@ -342,8 +354,12 @@ cdef class Loop:
                 for index in range(count):
                     if self.polled[index].fd == <int> descriptor:
                         self.polled[index].revents = _sys.POLLIN
+            self.has_looked = True
         elif self.hub is not None:
             ready = self.hub.wait(self.polled, count, 0 if self.left_over else until)
+            if ready == 0 and self.drains:
+                ready = _sys.poll(self.polled, count, 0)  # the hub may not have asked
+            self.has_looked = ready >= 0
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -369,6 +385,7 @@ cdef class Loop:
             else:
                 ready = self.poll_and_accept(count, 0 if self.left_over else timeout, accepts,
                                              wake, &error)
+                self.has_looked = ready >= 0
             if ready < 0:
                 for index in range(count):
                     self.polled[index].revents = 0
@@ -416,6 +433,9 @@ cdef class Loop:
             if events == 0 and control.has_datagrams(entry.server, self.defaults):
                 events = _sys.POLLIN
             took = False
+            if control.draining and self.is_drained(entry, index, events):
+                entry.drained = True
+                continue
             # Not by what is held now: another thread may have let go since the poll.
             holding = entry.holding if entry.holding is not None else control.held
             if holding is not None and (events or control.held is not holding
@@ -423,6 +443,8 @@ cdef class Loop:
                 if control.held is not holding or holding.fileno() < 0 or holding.is_over():
                     if control.held is holding:
                         control.held = None
+                    if not unlimited(entry.server):
+                        control.limit(entry.server)
                     took = True
             elif events & _sys.POLLNVAL:
                 entry.fails(_ebadf())
@@ -475,6 +497,14 @@ cdef class Loop:
         entry.control.end_batch()
         return 0
 
+    cdef bint is_drained(self, _Entry entry, Py_ssize_t index, short events) noexcept:
+        """Whether the loop is to end that drains a server."""
+        if self.has_accepted:
+            return False
+        return (entry.control.left <= 0 or (events == 0 and self.has_looked
+                                            and entry.holding is None
+                                            and self.polled[index].fd >= 0))
+
     cdef bint is_current(self, _Entry entry, Py_ssize_t index) except -1:
         """Whether a handler that ran since the poll has left this server's descriptor alone."""
         return self.polled[index].fd == _descriptor(entry.server, entry.control, self.defaults,
@@ -493,6 +523,7 @@ cdef class Loop:
         cdef nanoseconds now
         if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
                                               self.defaults.handle_request_noblock):
+            entry.control.left -= entry.control.draining != 0
             entry.server._handle_request_noblock()
             return True
         # Nothing but the poll follows, so the thread of the request need not be woken before.
@@ -500,6 +531,7 @@ cdef class Loop:
                  and untouched(entry.server, "service_actions", self.defaults.service_actions)
                  and untouched(entry.server, "fileno", self.defaults.fileno))
         self.has_accepted = False
+        entry.control.left -= entry.control.draining != 0
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
                             0 if self.wait is None else 1):
             return False
@@ -564,6 +596,11 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
     while True:
         slot.fd = _descriptor(server, control, defaults, True)
         until = deadline
+        gate = None
+        if not unlimited(server):
+            gate = gate_of(server, control.ledger)
+            if gate is not None:
+                slot.fd = gate.fileno()  # it has enough connections
         if interval != 0 and control.paused_until > monotonic():
             slot.fd = -1  # short of descriptors: the same pause as in serve_forever()
             until = sooner(until, control.paused_until)
@@ -581,7 +618,9 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
             if ready < 0 and error != _sys.EINTR:
                 fail(error)
         PyErr_CheckSignals()
-        if ready > 0:
+        if ready > 0 and gate is not None:
+            gate.is_over()
+        elif ready > 0:
             if not untouched(server, "_handle_request_noblock", defaults.handle_request_noblock):
                 return True, server._handle_request_noblock()
             if dispatch_one(server, control, defaults, True, NULL, False, 1):

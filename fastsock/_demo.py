@@ -73,6 +73,7 @@ def main(seconds: float) -> int:
         "UDP server", fastsock.UDPServer, classes["MyUDPHandler"], socket.AF_INET, socket.SOCK_DGRAM
     )
     _show_threaded(classes["ThreadedTCPServer"], classes["ThreadedTCPRequestHandler"])
+    _show_run()
     print(
         f"\nThe same threaded server under load: a connection per request, {CONCURRENT} at a time,"
         f"\n{len(PAYLOAD)} bytes, backlog {BACKLOG} on both, not pinned, "
@@ -124,6 +125,25 @@ def _show_threaded(server_class: Any, handler: Any) -> None:
                 print(f"    Received: {str(client.recv(1024), 'ascii')}")
         server.shutdown()
         serving.join()
+
+
+def _show_run() -> None:
+    print("\nfastsock.run(), ended by SIGTERM while a client is connected that says nothing")
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, "run"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            address = ("127.0.0.1", int(process.stdout.readline()))
+            with socket.create_connection(address, TIMEOUT) as client:
+                client.sendall(b"hello\n")
+                print(f"    client: Received: {str(client.recv(1024), 'utf-8').strip()}")
+                process.terminate()
+                print(f"    client: Received: {client.recv(1024)!r}, the end")
+            print(f"    server: {process.stdout.readline().strip()}")
+            process.wait(TIMEOUT)
+        finally:
+            process.kill()
 
 
 def compare(seconds: float) -> dict[str, list[float]]:
@@ -210,5 +230,21 @@ def _serve(implementation: ModuleType) -> None:
         serving.join()
 
 
-if __name__ == "__main__":
+def _serve_until_signal() -> None:
+    """The server process of fastsock.run()."""
+    import fastsock
+
+    class Echo(fastsock.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                self.wfile.write(line)
+
+    with fastsock.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        print(server.server_address[1], flush=True)
+        print(fastsock.run(server, drain_timeout=TIMEOUT), flush=True)
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["run"]:
+    _serve_until_signal()
+elif __name__ == "__main__":
     _serve(importlib.import_module(sys.argv[1]))

@@ -10,38 +10,36 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastsock._channel cimport Channel, channel_of
+from fastsock._channel cimport Channel
+
+cdef object _original = None
+
+
+def stand_for(cls):
+    """Have DirectWriters be instances of cls, as far as can be seen."""
+    global _original
+    _original = cls
+    cls.register(DirectWriter)
 
 
 cdef class DirectWriter:
-    """``DirectWriter(connection, cls)``: an instance of cls, as far as can be seen."""
+    """``DirectWriter(sock)``, which a program may derive from."""
 
     cdef dict __dict__
     cdef object __weakref__
     cdef Channel channel  # None: the connection is something that a program has put there
     cdef object connection
-    cdef object cls
-    cdef object made  # the instance of cls, or None
+    cdef object made  # the instance of the original, or None
     cdef bint is_closed
 
-    def __init__(self, connection, cls):
-        self.channel = channel_of(connection)
-        self.connection = connection
-        self.cls = cls
+    def __init__(self, sock):
+        channel = getattr(sock, "_channel", None)  # of a Connection: a program may give anything
+        self.channel = channel if isinstance(channel, Channel) else None
+        self.connection = sock
 
     @property
     def __class__(self):
-        return self.cls
-
-    cdef object file(self):
-        if self.made is None:
-            self.made = self.cls(self.connection)
-        return self.made
-
-    cdef int check_open(self) except -1:
-        if self.is_closed:
-            raise ValueError("I/O operation on closed file.")
-        return 0
+        return _original if type(self) is DirectWriter else type(self)
 
     @cython.binding(False)  # a method descriptor, which the interpreter calls fastest
     def write(self, b, /):
@@ -50,7 +48,7 @@ cdef class DirectWriter:
         cdef Channel channel = self.channel
         cdef Py_ssize_t size
         if channel is None:
-            return self.cls.write(self, b)
+            return _original.write(self, b)
         if type(b) is bytes:
             size = PyBytes_GET_SIZE(b)
             if (channel.waiter is None
@@ -80,13 +78,13 @@ cdef class DirectWriter:
 
     def writelines(self, lines, /):
         """Write each of the lines."""
-        self.check_open()
+        _check_open(self)
         for line in lines:
             self.write(line)
 
     def flush(self):
         """Nothing is held back, but for what a task of a hub has written since it last waited."""
-        self.check_open()
+        _check_open(self)
         if self.channel is not None:
             self.channel.settle(self.connection)
 
@@ -112,72 +110,88 @@ cdef class DirectWriter:
         return False
 
     def isatty(self):
-        self.check_open()
+        _check_open(self)
         return False
 
     def read(self, *size):
-        return self.file().read(*size)
+        return _file(self).read(*size)
 
     def read1(self, *size):
-        return self.file().read1(*size)
+        return _file(self).read1(*size)
 
     def readinto(self, buffer, /):
-        return self.file().readinto(buffer)
+        return _file(self).readinto(buffer)
 
     def readinto1(self, buffer, /):
-        return self.file().readinto1(buffer)
+        return _file(self).readinto1(buffer)
 
     def readline(self, size=-1, /):
-        return self.file().readline(size)
+        return _file(self).readline(size)
 
     def readlines(self, hint=-1, /):
-        self.check_open()
-        return self.file().readlines(hint)
+        _check_open(self)
+        return _file(self).readlines(hint)
 
     def seek(self, offset, whence=0, /):
-        return self.file().seek(offset, whence)
+        return _file(self).seek(offset, whence)
 
     def tell(self):
-        return self.file().tell()
+        return _file(self).tell()
 
     def truncate(self, size=None, /):
-        return self.file().truncate(size)
+        return _file(self).truncate(size)
 
     def detach(self):
-        return self.file().detach()
+        return _file(self).detach()
 
     def _checkClosed(self, message="I/O operation on closed file."):
         if self.is_closed:
             raise ValueError(message)
 
     def _checkReadable(self):
-        return self.file()._checkReadable()
+        return _file(self)._checkReadable()
 
     def _checkWritable(self):
         return True
 
     def _checkSeekable(self):
-        return self.file()._checkSeekable()
+        return _file(self)._checkSeekable()
 
     def __enter__(self):
-        self.check_open()
+        _check_open(self)
         return self
 
     def __exit__(self, *error):
         self.close()
 
     def __iter__(self):
-        self.check_open()
+        _check_open(self)
         return self
 
     def __next__(self):
-        return next(self.file())
+        return next(_file(self))
 
     def __repr__(self):
-        return f"<{self.cls.__module__}.{self.cls.__qualname__} object at {id(self):#x}>"
+        cls = self.__class__
+        return f"<{cls.__module__}.{cls.__qualname__} object at {id(self):#x}>"
 
     def __reduce_ex__(self, protocol):
-        raise TypeError(f"cannot pickle {self.cls.__name__!r} object")
+        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
+
+
+# No methods: a table of those would be 8 bytes more in each.
+
+
+cdef object _file(DirectWriter writer):
+    if writer.made is None:
+        writer.made = _original(writer.connection)
+    return writer.made
+
+
+cdef int _check_open(DirectWriter writer) except -1:
+    if writer.is_closed:
+        raise ValueError("I/O operation on closed file.")
+    return 0
 
 
 io.BufferedIOBase.register(DirectWriter)

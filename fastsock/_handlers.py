@@ -9,7 +9,8 @@ from socket import socket as _socket
 from fastsock._connection import Connection
 from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
-from fastsock._direct import DirectWriter
+from fastsock._direct import DirectWriter, stand_for
+from fastsock._methods import begin
 from fastsock._reader import Reader
 from fastsock._types import (
     TYPE_CHECKING,
@@ -39,7 +40,20 @@ class BaseRequestHandler:
             a datagram server; or whatever the server's ``get_request()`` returned.
         client_address: the peer's address as ``get_request()`` returned it.
         server: the server that took the request.
+        first_byte_timeout: seconds until the peer must have sent something; None: no limit. (This
+            and the following are not in the standard library. They are read from the class when
+            the handler begins, hold for recv, recv_into, send, sendall, rfile and wfile of a
+            connection that is not wrapped by ssl, and raise ``DeadlineError``, a TimeoutError.)
+        idle_timeout: seconds that may pass between the latest byte, in either direction, and the
+            first one of another message.
+        request_timeout: seconds for the whole connection.
+        write_timeout: seconds for one write, until the peer's system has taken all of it.
     """
+
+    first_byte_timeout: ClassVar[float | None] = None
+    idle_timeout: ClassVar[float | None] = None
+    request_timeout: ClassVar[float | None] = None
+    write_timeout: ClassVar[float | None] = None
 
     # `request` is what get_request() of any server makes it; Any is what typeshed says too.
     request: Any
@@ -52,6 +66,8 @@ class BaseRequestHandler:
         self.request = request
         self.client_address = client_address
         self.server = server
+        if type(request) is Connection:
+            begin(request, self)
         self.setup()
         try:
             self.handle()
@@ -106,8 +122,8 @@ class StreamRequestHandler(BaseRequestHandler):
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
         if self.wbufsize == 0:
-            if native:
-                self.wfile = DirectWriter(self.connection, _SocketWriter)
+            if native and _SocketWriter.write is _write:  # a program may have patched it
+                self.wfile = DirectWriter(self.connection)
             else:
                 self.wfile = _SocketWriter(self.connection)
         elif native:
@@ -148,6 +164,10 @@ class _SocketWriter(BufferedIOBase):
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+
+_write = _SocketWriter.write
+stand_for(_SocketWriter)
 
 
 class DatagramRequestHandler(BaseRequestHandler):

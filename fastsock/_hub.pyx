@@ -19,6 +19,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from fastsock cimport _sys
+<<<<<<< HEAD
 from fastsock._channel cimport (
     BUSY,
     FREE,
@@ -31,10 +32,14 @@ from fastsock._channel cimport (
     channel_of,
     fail,
 )
+=======
+from fastsock._channel cimport channel_of
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
+from fastsock._waiter cimport NOTHING, OVERDUE, Borrower, Endpoint, fail
 
 cdef enum:
     INCOMING = 1 << 16
@@ -94,12 +99,10 @@ cdef class Hub(Descriptors):
         if slot.foreign or slot.kept:
             self.happened_elsewhere(slot, events)
             return None
-        if events & (_sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR):
-            slot.ended = True
+        if events & (_sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR | _sys.EPOLLPRI):
+            slot.doubtful = True
         if events & ~(<unsigned int> _sys.EPOLLOUT):
             slot.readable = True
-        if events & _sys.EPOLLPRI:
-            slot.marked = True
         task = slot.writer
         if task is not None and events & (_sys.EPOLLOUT | _sys.EPOLLHUP | _sys.EPOLLERR):
             slot.writer = None
@@ -139,7 +142,7 @@ cdef class Hub(Descriptors):
 
     # Descriptors
 
-    cdef Slot enrol(self, Channel channel, int descriptor):
+    cdef Slot enrol(self, Endpoint channel, int descriptor):
         """The slot of a channel's descriptor."""
         cdef Slot slot = channel.slot
         if slot is not None:
@@ -158,7 +161,7 @@ cdef class Hub(Descriptors):
         channel.slot = slot
         return slot
 
-    cdef int forget(self, Channel channel) except -1:
+    cdef int forget(self, Endpoint channel) except -1:
         """For any thread."""
         cdef Slot slot = channel.slot
         cdef Task task
@@ -208,19 +211,21 @@ cdef class Hub(Descriptors):
             fail(_sys.EBADF)
         return task.outcome
 
-    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
-        """Wait until a receive or a send would probably not; for calls that aren't ours."""
-        cdef nanoseconds limit, deadline = 0
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1:
+        cdef nanoseconds limit
         cdef _sys.pollfd asked
         cdef Slot slot
+        # What poll(2) says may be wrong each time.
+        if deadline != NEVER and monotonic() > deadline:
+            raise TimeoutError("timed out")
+        self.take_turn(1)
         self.settle_all()
         while True:
             # Anew after a wait: it may have been closed since, and its number be somebody else's.
             asked.fd = channel.current(connection, &limit)
             if limit == 0 or asked.fd < 0:
                 return 0
-            if deadline == 0:
-                deadline = NEVER if limit == NEVER else monotonic() + limit
             # Enrolled first: what happens between this question and the wait is an event then.
             slot = self.enrol(channel, asked.fd)
             asked.events = _sys.POLLOUT if writing else _sys.POLLIN
@@ -232,7 +237,7 @@ cdef class Hub(Descriptors):
 
     # Receiving
 
-    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive(self, Endpoint channel, object connection, char *into, size_t size,
                             int flags) except -1:
         cdef nanoseconds limit
         cdef Py_ssize_t count, received = 0
@@ -256,12 +261,12 @@ cdef class Hub(Descriptors):
             received += count
         return received
 
-    cdef Py_ssize_t receive_some(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive_some(self, Endpoint channel, object connection, char *into, size_t size,
                                  int flags) except -1:
         cdef Py_ssize_t count
         count = self.receive_or_borrow(channel, connection, into, size, flags, None)
         if count == OVERDUE:
-            raise TimeoutError("timed out")
+            channel.overdue(False, 0)
         if count == NOTHING:
             fail(_sys.EAGAIN)
         return count
@@ -269,13 +274,15 @@ cdef class Hub(Descriptors):
     cdef char *lent(self) noexcept:
         return self.incoming
 
-    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+    cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
                                       size_t size, int flags, Borrower borrower) except -1:
         cdef nanoseconds limit, deadline = 0
         cdef int descriptor, error, outcome
         cdef Py_ssize_t count
         cdef Slot slot
         cdef Task task
+        if channel.deadlines is not None:
+            channel.check_whole()
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
         if into == NULL:
@@ -310,7 +317,7 @@ cdef class Hub(Descriptors):
                 if slot is not None:
                     slot.readable = False
             if deadline == 0:
-                deadline = NEVER if limit == NEVER else monotonic() + limit
+                deadline = channel.until(limit, False, 0)
             if self.held and self.flush():
                 descriptor = channel.current(connection, &limit)
             if channel.failed is not None:
@@ -319,6 +326,9 @@ cdef class Hub(Descriptors):
                 slot = self.enrol(channel, descriptor)
             if slot.readable:
                 continue
+            if (channel.ledger is not None and channel.ledger.draining
+                    and channel.is_between_messages(descriptor)):
+                return 0
             task = self.current
             task.target = into if flags == 0 else NULL
             task.size = size
@@ -336,14 +346,14 @@ cdef class Hub(Descriptors):
         self.taken += <size_t> count
         self.receives += 1
         if not flags & _sys.MSG_PEEK:
-            channel.received += <size_t> count
+            channel.came(count)
         if borrower is not None:
             self.borrower = borrower
         return count
 
     # Sending
 
-    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
+    cdef bint gathers(self, Endpoint channel, const char *data, size_t size) noexcept:
         # Who holds back bytes of a connection has looked at everything else, and whatever changes
         # it sends them first.
         if (self.sender is not channel or self.held == 0 or size >= DIRECT
@@ -353,13 +363,16 @@ cdef class Hub(Descriptors):
         self.held += size
         self.given += size
         channel.sent += size
+        channel.answered = True
         return True
 
-    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
+    cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
         cdef nanoseconds limit = channel.limit
         if channel.failed is not None:
             self.raise_failed(channel)
+        if channel.deadlines is not None:
+            channel.check_whole()
         if self.given >= MOST_BYTES:
             self.give_way()
         self.given += size
@@ -379,7 +392,7 @@ cdef class Hub(Descriptors):
                     self.sending = connection
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
-                channel.sent += size
+                channel.went(size)
                 return size
         if self.held:
             self.flush()
@@ -387,6 +400,7 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
+<<<<<<< HEAD
         channel.sent += <size_t> count
         if channel.behind is not None and count == <Py_ssize_t> size:
             channel.send_behind(connection)
@@ -408,6 +422,12 @@ cdef class Hub(Descriptors):
         return FREE
 
     cdef object take_held(self, Channel channel):
+=======
+        channel.went(count)
+        return count
+
+    cdef object take_held(self, Endpoint channel):
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         if self.sender is not channel or not self.held:
             return None
         taken = PyBytes_FromStringAndSize(self.outgoing, self.held)
@@ -420,7 +440,7 @@ cdef class Hub(Descriptors):
             self.flush()
         return 0
 
-    cdef int settle(self, Channel channel, object connection) except -1:
+    cdef int settle(self, Endpoint channel, object connection) except -1:
         if self.held and self.sender is channel:
             self.flush()
         if channel.failed is not None:
@@ -433,7 +453,7 @@ cdef class Hub(Descriptors):
         What that fails with is raised by the next call on that connection: this may be one on
         another, or on none.
         """
-        cdef Channel channel = self.sender
+        cdef Endpoint channel = self.sender
         cdef Slot slot = channel.slot
         cdef Py_ssize_t count = -1
         cdef int error = _sys.EAGAIN
@@ -454,7 +474,7 @@ cdef class Hub(Descriptors):
             channel.failed = error_of_it
         return 1
 
-    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1:
+    cdef int flush_rest(self, Endpoint channel, Py_ssize_t count, int error) except -1:
         """Send what is held back but for count bytes of it; -1: error was found instead."""
         cdef object connection = self.sending
         cdef size_t held = self.held
@@ -472,13 +492,13 @@ cdef class Hub(Descriptors):
             channel.send_behind(connection)
         return 0
 
-    cdef int raise_failed(self, Channel channel) except -1:
+    cdef int raise_failed(self, Endpoint channel) except -1:
         error, channel.failed = channel.failed, None
         raise error
 
-    cdef Py_ssize_t send_all(self, Channel channel, object connection, const char *data,
+    cdef Py_ssize_t send_all(self, Endpoint channel, object connection, const char *data,
                              size_t size, int flags, bint all_of_it) except -1:
-        cdef nanoseconds limit, deadline = 0
+        cdef nanoseconds limit, deadline = 0, begun = 0
         cdef int descriptor = channel.current(connection, &limit)
         cdef int error
         cdef size_t sent = 0
@@ -486,9 +506,13 @@ cdef class Hub(Descriptors):
         cdef Slot slot = channel.slot
         cdef Slot mine = None
         if slot is not None and slot.sender is not None and limit != 0:
-            deadline = NEVER if limit == NEVER else monotonic() + limit
+            begun = monotonic()
+            deadline = channel.until(limit, True, begun)
             while slot.sender is not None:  # which is in the middle of its own
-                self.queue_for(slot, deadline)
+                try:
+                    self.queue_for(slot, deadline)
+                except TimeoutError:
+                    channel.overdue(True, begun)
             descriptor = channel.current(connection, &limit)
         try:
             while True:
@@ -517,20 +541,47 @@ cdef class Hub(Descriptors):
                         return sent
                     fail(error)
                 if deadline == 0:
-                    deadline = NEVER if limit == NEVER else monotonic() + limit
+                    begun = monotonic()
+                    deadline = channel.until(limit, True, begun)
                 slot = self.enrol(channel, descriptor)
                 slot.sender = self.current
                 mine = slot
                 channel.doing = WRITING
-                self.wait_for(slot, True, deadline)
+                if self.wait_at_slot(slot, True, deadline) == TIMED_OUT:
+                    channel.overdue(True, begun)
                 channel.doing = WORKING
                 descriptor = channel.current(connection, &limit)
         finally:
             channel.doing = WORKING
             if mine is not None:
-                mine.sender = None
-                if mine.others is not None:
-                    self.wake_others(mine, _sys.EPOLLOUT)
+                self.sent(mine)
+
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1:
+        cdef nanoseconds limit
+        cdef int descriptor
+        cdef Slot slot = channel.slot
+        while slot is not None and slot.sender is not None and slot.sender is not self.current:
+            self.queue_for(slot, deadline)
+            slot = channel.slot
+        descriptor = channel.current(connection, &limit)
+        if descriptor >= 0:
+            slot = self.enrol(channel, descriptor)
+            slot.sender = self.current
+        return 0
+
+    cdef int end_sending(self, Endpoint channel) except -1:
+        cdef Slot slot = channel.slot
+        if slot is not None and slot.sender is self.current:
+            self.sent(slot)
+        return 0
+
+    cdef int sent(self, Slot slot) except -1:
+        """The current task has sent its bytes: those that queue for that may."""
+        slot.sender = None
+        if slot.others is not None:
+            self.wake_others(slot, _sys.EPOLLOUT)
+        return 0
 
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1:
         """Wait until another task has sent its bytes, or longer."""

@@ -8,6 +8,7 @@ used from any.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal, without the enums that it makes
 import atexit
 import contextlib
 import os
@@ -17,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from fastsock import _channel
+from fastsock import _visitors
 from fastsock._hub import Hub
 from fastsock._log import raised_by_signal_handler as raised_by_signal_handler  # for those above
 from fastsock._log import report as log
@@ -29,10 +30,19 @@ from fastsock._types import Any
 LOOK_EVERY = 0.2
 HELD_TOO_LONG = 0.5
 
+_SIGNALS = range(1, _signal.NSIG)
+
 _here = threading.local()
 _all: weakref.WeakSet[Hub] = weakref.WeakSet()
 _crews: weakref.WeakSet[Tasks] = weakref.WeakSet()
 _at_close: weakref.WeakKeyDictionary[Hub, list[Callable[[], object]]] = weakref.WeakKeyDictionary()
+
+
+class _Life:
+    """Of a thread, in whose storage it is the only one: it goes when the thread ends."""
+
+
+_lives: weakref.WeakKeyDictionary[Hub, weakref.ref[_Life]] = weakref.WeakKeyDictionary()
 
 
 def _greenlet() -> Any:
@@ -79,8 +89,8 @@ def loop_runs_here() -> bool:
     return hub is not None and hub.active and hub.is_mine()
 
 
-def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool] | None:
-    """How the caller waits for (descriptor, read, write, seconds) without keeping tasks waiting.
+def waiting_for_descriptors() -> Callable[..., bool] | None:
+    """How the caller waits without keeping tasks waiting, see ``_visitors.waiting()``.
 
     None: it is no task, nor the greenlet of a loop that serves; it may simply block.
     """
@@ -92,9 +102,6 @@ def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool]
     if hub.active and is_main(hub):
         return hub.wait_in_main
     return None
-
-
-_channel.ask(waiting_for_descriptors)
 
 
 def of_caller() -> Hub | None:
@@ -119,6 +126,15 @@ def forget_descriptor(descriptor: int) -> None:
         hub.forget_descriptor(descriptor)
 
 
+def _take_turn(count: int) -> None:
+    hub = here()
+    if hub is not None:
+        hub.take_turn(count)
+
+
+_visitors.ask(waiting_for_descriptors, forget_descriptor, _take_turn)
+
+
 def of_thread() -> Hub:
     """The hub of this thread, made if there is none yet, with the running greenlet as its main.
 
@@ -132,7 +148,16 @@ def of_thread() -> Hub:
             greenlet.greenlet, greenlet.getcurrent(), greenlet.GreenletExit, _held, _refuses
         )
         _all.add(hub)
+        if not hasattr(_here, "life"):
+            _here.life = _Life()
+        _lives[hub] = weakref.ref(_here.life)
     return hub
+
+
+def is_orphaned(hub: Hub) -> bool:
+    """Whether its thread has ended, so that nothing can ever run on it."""
+    life = _lives.get(hub)
+    return life is not None and life() is None
 
 
 def release(hub: Hub) -> None:
@@ -141,12 +166,16 @@ def release(hub: Hub) -> None:
         hub.close()
         if getattr(_here, "hub", None) is hub:
             _here.hub = None
-        for call in _at_close.pop(hub, ()):
-            call()
+        _closed(hub)
+
+
+def _closed(hub: Hub) -> None:
+    for call in _at_close.pop(hub, ()):
+        call()
 
 
 def at_close(hub: Hub, call: Callable[[], object]) -> None:
-    """Have call() called when a hub has been closed, in its thread."""
+    """Have call() called when a hub has been closed; in its thread, unless that has ended."""
     _at_close.setdefault(hub, []).append(call)
 
 
@@ -229,11 +258,53 @@ class Tasks:
             hub.run(lambda: self.running)
             release(hub)
 
+    def bury(self) -> None:
+        """Their thread has ended, none of them can be unwound: give up what they are about."""
+        running, self.running = self.running, set()
+        for task in running:
+            try:
+                task.about.left_behind()
+            except Exception:
+                report()
+        self._tell()
+        if not any(tasks.running for tasks in list(_crews) if tasks.hub is self.hub):
+            self.hub.close()
+            _closed(self.hub)
+
     def given_up(self) -> None:
         """The hub's thread does not let them run any more: nobody is to wait for them."""
         self._tell()
 
 
+<<<<<<< HEAD
+=======
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Whether a function of ``signal.signal()`` has raised it, which runs in whatever task runs.
+
+    Elsewhere it would leave ``serve_forever()``, and so it should here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    codes = set(map(_code_of, filter(callable, map(_signal.getsignal, _SIGNALS))))
+    codes.discard(None)
+    trace = error.__traceback__ if codes else None
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> Any:
+    """What a function of ``signal.signal()`` runs; None: nothing of Python's."""
+    function = getattr(handler, "func", handler)  # of a partial
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__code__"):
+        function = type(function).__call__
+    return getattr(function, "__code__", None)
+
+
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 def report() -> None:
     """An exception that leaves a task is told of as one that leaves a thread."""
     found = sys.exc_info()

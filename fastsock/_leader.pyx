@@ -35,6 +35,7 @@ from fastsock._control cimport (
 from fastsock._datagram cimport can_take, descriptor_of, inbox_of
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._inbox cimport BATCH
+from fastsock._limits cimport unlimited
 from fastsock._turn cimport await_turn, turn_over
 from fastsock._worker cimport (
     Feeder,
@@ -249,7 +250,8 @@ cdef class Leadership(Feeder):
         cdef Control control = self.control
         cdef Defaults defaults = self.defaults
         server = self.server
-        return (not control._stop and control.held is None and control.watched is None
+        return (not control._stop and control.draining == 0 and control.held is None
+                and control.watched is None
                 and control.paused_until == 0
                 and control.singly == 0 and len(control.wakeups) == 1
                 and worker.pool is control.pool and worker.fits(bool(server.daemon_threads))
@@ -258,6 +260,7 @@ cdef class Leadership(Feeder):
                 and untouched(server, "verify_request", defaults.verify_request)
                 and untouched(server, "process_request", defaults.thread_request)
                 and begins_natively(server, control)
+                and unlimited(server)
                 and untouched(server, "service_actions", defaults.service_actions)
                 and untouched(server, "fileno", defaults.fileno))
 

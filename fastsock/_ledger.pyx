@@ -23,6 +23,8 @@ from posix.mman cimport (
     munmap,
 )
 
+from cpython.exc cimport PyErr_SetFromErrno
+
 from fastsock cimport _sys
 from fastsock._clock cimport monotonic, nanoseconds
 
@@ -89,6 +91,24 @@ cdef class Record:
             (<Record> self.older).newer = self.newer
         self.newer = self.older = NULL
         ledger.active -= 1
+<<<<<<< HEAD
+=======
+        ledger.finished += 1
+        ledger.received += self.received
+        ledger.sent += self.sent
+        ledger.took(monotonic() - self.since)
+        if ledger.peers is not None:
+            try:
+                ledger.count_peer(self.peer, -1)
+            except Exception:
+                pass  # no memory
+        if ledger.active <= ledger.enough:
+            _sys.eventfd_write(ledger.event, 1)
+
+    cdef bint has_answered(self) noexcept:
+        """Whether it has received something, and sent something since: what it waits for is new."""
+        return self.received > 0 and self.answered
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     cdef int cut(self, int direction) except -1:
         """shutdown(2) its connection, if it has one."""
@@ -188,12 +208,25 @@ cdef class ChildRecord(Record):
 cdef class Ledger:
     """Of one server."""
 
+    def __cinit__(self):
+        self.event = -1
+        self.enough = -1
+
     def __init__(self):
         self.others = {}
+<<<<<<< HEAD
         self.children = {}
         self.refused = {}
         self.timed_out = {}
         self.timing = {}
+=======
+        self.refused = {}
+        self.timed_out = {}
+
+    def __dealloc__(self):
+        if self.event >= 0:
+            _sys.close(self.event)
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     def __dealloc__(self):
         if self.shared != NULL:
@@ -209,6 +242,11 @@ cdef class Ledger:
         self.active += 1
         if self.active > self.peak:
             self.peak = self.active
+        if self.peers is not None:
+            try:
+                self.count_peer(peer, 1)
+            except Exception:
+                pass  # no memory
 
     cdef void enter(self, Record record, object peer) noexcept:
         record.peer = peer
@@ -236,6 +274,45 @@ cdef class Ledger:
         return 0
 
     # Requests that are no Connections.
+
+    cdef int count_peer(self, object peer, int step) except -1:
+        key = self.peer_key(peer)
+        count = self.peers.get(key, 0) + step
+        if count > 0:
+            self.peers[key] = count
+        else:
+            self.peers.pop(key, None)
+        return 0
+
+    cdef int count_peers(self, object peer_key) except -1:
+        """From now on, count connections by peer too."""
+        cdef Record record
+        self.peer_key = peer_key
+        self.peers = {}
+        for record in self.records():
+            self.count_peer(record.peer, 1)
+        return 0
+
+    cdef int renew_event(self) except -1:
+        """An event of this process."""
+        cdef int event = _sys.eventfd(0, _sys.EFD_CLOEXEC | _sys.EFD_NONBLOCK)
+        if event < 0:
+            PyErr_SetFromErrno(OSError)
+        if self.event >= 0:
+            _sys.close(self.event)
+        self.event = event
+        self.process = _sys.getpid()
+        return 0
+
+    cdef int refuse(self, object reason) except -1:
+        """Count a connection that is not served."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        return 0
+
+    cdef int time_out(self, object which) except -1:
+        """Count a connection of which a deadline is over."""
+        self.timed_out[which] = self.timed_out.get(which, 0) + 1
+        return 0
 
     def enter_other(self, request, peer):
         """Enter a request that is no Connection; it ends with the object, if not before."""

@@ -56,6 +56,12 @@ def _end_request(server: Any, request: Any, begun: int) -> None:
         end_request(server, control, request, begun)
 
 
+def _close_timeout(server: Any) -> float | None:
+    """Seconds; None where a program has something else by that name."""
+    seconds: Any = getattr(server, "close_timeout", None)
+    return seconds if type(seconds) in (int, float) and seconds >= 0 else None
+
+
 def _start_failed(server: Any) -> None:
     control = _control_of(server)
     if control is not None:
@@ -161,12 +167,16 @@ class ForkingMixIn:
             the first.
         max_children: with as many children, the next request waits until one ends.
         block_on_close: ``server_close()`` waits until all children have ended.
+        close_timeout: seconds for which it does; those that are left get SIGTERM. None: without
+            end. (Not in the standard library.)
     """
 
     timeout: float | None = 300
     active_children: set[int] | None = None
     max_children: int = 40
     block_on_close: bool = True
+    close_timeout: float | None = None
+    _fastsock_forks = True
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Collect children that have ended, by their own pids: never somebody else's child.
@@ -230,6 +240,7 @@ class ForkingMixIn:
                 self.active_children = set()
             self.active_children.add(pid)
             if control is not None:
+                control.forked += 1
                 control.before_sleep = _before_sleep
                 give_to_child(control, request, pid)
                 control.ledger.keep_children(self.active_children)
@@ -258,7 +269,17 @@ class ForkingMixIn:
     def server_close(self) -> None:
         """Close, then collect children; wait for all if block_on_close."""
         super().server_close()  # type: ignore[misc]
-        self.collect_children(blocking=self.block_on_close)
+        blocking = self.block_on_close
+        seconds = _close_timeout(self)
+        if blocking and seconds is not None:
+            from fastsock import _drain
+
+            control = _control_of(self)
+            _drain.end_in_time(self, control, seconds, lambda: bool(_drain.running_children(self)))
+            if _drain.running_children(self):  # they do not heed SIGTERM
+                _collect_ended(self)
+                return
+        self.collect_children(blocking=blocking)
         watched = _watched_of(self)
         if watched is not None:
             watched.close()
@@ -313,8 +334,9 @@ class ThreadingMixIn:
         daemon_threads: the threads do not delay the interpreter's exit, nor ``server_close()``.
         block_on_close: ``server_close()`` waits until all threads that are not daemons have
             ended.
-        reuse_threads: if false, every request gets a new ``threading.Thread``. (This and the
-            following are not in the standard library.)
+        close_timeout: seconds for which it does; then the connections that are left are shut
+            down. None: without end. (This and the following are not in the standard library.)
+        reuse_threads: if false, every request gets a new ``threading.Thread``.
         thread_idle_timeout: seconds after which a thread that waits for a request ends.
         max_threads: with as many requests under way, the server accepts nothing until one has
             ended; None, or no positive number: no limit.
@@ -322,6 +344,7 @@ class ThreadingMixIn:
 
     daemon_threads: bool = False
     block_on_close: bool = True
+    close_timeout: float | None = None
     reuse_threads: bool = True
     thread_idle_timeout: float = 10.0
     max_threads: int | None = None
@@ -406,7 +429,12 @@ class ThreadingMixIn:
         Threads that rest are ended and joined in any case.
         """
         super().server_close()  # type: ignore[misc]
-        self._threads.join()
+        threads = self._threads
+        seconds = _close_timeout(self)
+        if seconds is None or not isinstance(threads, _Threads):
+            threads.join()
+        else:
+            _join_in_time(self, threads, seconds)
         slots = vars(self).pop("_fastsock_slots", None)
         if slots is not None and (control := _control_of(self)) is not None:
             control.let_go(slots)
@@ -419,6 +447,7 @@ class ThreadingMixIn:
                 ended.join()
 
 
+<<<<<<< HEAD
 def _ends_in_its_own_way(server: Any) -> bool:
     """Whether process_request_thread() may be none that counts a datagram."""
     if "process_request_thread" in vars(server):
@@ -435,6 +464,19 @@ def _counts_thread(server: Any) -> Ledger | None:
     ledger.threads += 1
     ledger.threads_peak = max(ledger.threads_peak, ledger.threads)
     return ledger
+=======
+def _join_in_time(server: Any, threads: _Threads, seconds: float) -> None:
+    from fastsock import _drain
+
+    if threading.current_thread() in threads:
+        raise RuntimeError("cannot join current thread")
+
+    def alive() -> bool:
+        return any(thread.is_alive() for thread in list(threads))
+
+    _drain.end_in_time(server, _control_of(server), seconds, alive)
+    threads.reap()
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
 
 def _slots_of(server: Any) -> _threads.Slots:

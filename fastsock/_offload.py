@@ -42,16 +42,27 @@ class _Call:
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Make the call; false in a child that it has forked, whose only thread is this one.
+
+        Raises:
+            BaseException: what it raises there. Nobody waits for what comes of it.
+        """
         work, self.work = self.work, None
         assert work is not None
+        process = os.getpid()
         try:
             self.result = self.context.run(work)
         except BaseException as error:
+            if os.getpid() != process:
+                raise
             self.error = error
+        if os.getpid() != process:
+            return False
         if self.given_up:
             self.result = self.error = None
         self.done.set()
+        return True
 
 
 class _Thread(threading.Thread):
@@ -77,7 +88,8 @@ class _Thread(threading.Thread):
                 call, self.call = self.call, None
                 if call is None:  # the pool is closed
                     return
-            call.run()
+            if not call.run():
+                return
 
 
 class Pool:

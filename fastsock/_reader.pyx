@@ -12,8 +12,8 @@ from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memmove
 
-from fastsock._channel cimport NOTHING, OVERDUE
 from fastsock._stream cimport Stream, optional_size, unsupported
+from fastsock._waiter cimport NOTHING, OVERDUE
 
 cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
@@ -51,8 +51,8 @@ cdef class Reader(Stream):
     as long as few come. For isinstance() it is an ``io.BufferedReader``.
     """
 
-    def __cinit__(self, *arguments):
-        self.direction = "r"
+    cdef str mode(self):
+        return "r"
 
     @property
     def __class__(self):
@@ -171,7 +171,7 @@ cdef class Reader(Stream):
             self.end = self.room = <size_t> count
         elif count == OVERDUE:
             self.note_timeout()
-            raise TimeoutError("timed out")
+            self.channel.overdue(False, 0)
         elif count == NOTHING:
             return WOULD_BLOCK
         return count

@@ -45,11 +45,20 @@ from fastsock._types import (
 )
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from fastsock._broadcast import Broadcast
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 else:
     Broadcast = LiveConnection = Stats = Any  # named for typing.get_type_hints(); slow to import
+=======
+    from fastsock._drain import DrainReport, Loops
+    from fastsock._hub import Hub
+    from fastsock._stats import LiveConnection, Stats
+else:
+    # of modules that are imported late; named for typing.get_type_hints()
+    DrainReport = LiveConnection = Stats = Any
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
 
 class _LoopEnded(threading.Event):
@@ -80,6 +89,10 @@ class _LoopEnded(threading.Event):
         serving, here = self._serving, _this_thread()
         # After fork() only the thread that called it lives on: no other loop is in this process.
         return serving is not None and serving[0] == here[0] and serving[1] != here[1]
+
+    def serving(self) -> tuple[int, int] | None:
+        """(pid, thread) of the loop that runs; None: none does."""
+        return self._serving
 
     def join(self) -> None:
         """Wait until the loop has ended.
@@ -142,7 +155,20 @@ class BaseServer:
             the socket is bound to.
         RequestHandlerClass: called with (request, client_address, server) for each request.
         timeout: seconds that ``handle_request()`` waits at most; None: for ever.
+        max_connections: with as many connections, or processes, no more are taken; None, or no
+            positive int: no limit. (This and the following are not in the standard library.)
+        overload: what happens to those beyond it: "wait" (they stay in the backlog until an eighth,
+            at least one, has ended) or "reject" (they are taken and closed at once, until then).
+        max_connections_per_peer: what is beyond that, by IPv4 address or IPv6 network of /64, is
+            taken and closed at once; None: no limit.
+        quiet_disconnects: handle_error() prints one line, and no traceback, of a
+            ConnectionResetError or BrokenPipeError: the peer has gone.
     """
+
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
+    overload: str = "wait"
+    quiet_disconnects: bool = False
 
     server_address: Address
     timeout: float | None = None
@@ -289,6 +315,11 @@ class BaseServer:
         Runs inside the exception: ``raise`` and ``sys.exc_info()`` work. An exception that
         leaves this hook leaves ``serve_forever()`` too, after the request was shut down.
         """
+        error = sys.exc_info()[1]
+        has_gone = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        if has_gone and getattr(self, "quiet_disconnects", None) is True:
+            print(f"{client_address} has gone: {error}", file=sys.stderr)
+            return
         print("-" * 40, file=sys.stderr)
         print(
             "Exception occurred during processing of request from",
@@ -297,6 +328,49 @@ class BaseServer:
         )
         _print_exception()
         print("-" * 40, file=sys.stderr)
+
+    def connection_refused(self, client_address: RetAddress, reason: str) -> None:
+        """Called when a connection was taken that is one too many; it is then shut down.
+
+        May be overridden; does nothing by default. (Not in the standard library.)
+
+        Args:
+            client_address: the peer's address.
+            reason: "max_connections" or "max_connections_per_peer".
+        """
+
+    def handle_accept_error(self, error: OSError) -> None:
+        """Called in the loop when accept(2) or recvfrom(2) has failed. May be overridden.
+
+        What is done about it (ARCHITECTURE.md has the table) does not depend on this; an exception
+        leaves ``serve_forever()``. (Not in the standard library.)
+        """
+
+    def drain(self, timeout: float | None = None) -> DrainReport:
+        """Stop accepting, and let the requests that run end; then the listener is closed.
+
+        What the kernel has completed by now is still served. Connections that wait for a next
+        message, having got an answer to what they sent, find the end of the stream. What still
+        runs when the time is over is cut off: its connection is shut down, a child process gets
+        SIGTERM, a greenlet that waits for something else GreenletExit. (Not in the standard
+        library.)
+
+        For any thread but those of the loop and the handlers. Where no loop runs, one is run in a
+        thread of its own for what waits. ``server_close()`` is left to the caller.
+
+        Args:
+            timeout: seconds; None: without end. It returns within a tenth of a second after.
+
+        Returns:
+            How many requests have finished, were closed as idle, and were cut off.
+
+        Raises:
+            RuntimeError: called by a handler, a hook or a signal handler, for which it would wait.
+            TypeError: timeout is no number.
+        """
+        from fastsock import _drain  # late: few programs need it
+
+        return _drain.drain([(self, _control_of(self))], timeout, _loops())[0]
 
     def stats(self) -> Stats:
         """What the server has done, and does: counted, not sampled.
@@ -312,6 +386,7 @@ class BaseServer:
     #: a snapshot (not in the standard library)
     connections = _Connections()
 
+<<<<<<< HEAD
     def broadcast(self, data: ReadableBuffer, exclude: object = None) -> Broadcast:
         """Send bytes to all connections that are being served.
 
@@ -331,6 +406,22 @@ class BaseServer:
         from fastsock._broadcast import broadcast_to_all
 
         return broadcast_to_all(self, _control_of(self), data, exclude)
+=======
+    def handle_timeout_error(
+        self, request: RequestType, client_address: RetAddress, which: str
+    ) -> None:
+        """Called in the place of handle_error() when DeadlineError has left a handler.
+
+        Runs inside the exception. By default a debug message goes to the logger "fastsock". May
+        be overridden. (Not in the standard library.)
+
+        Args:
+            which: the handler's attribute whose time was over, "idle_timeout" for example.
+        """
+        import logging  # late: it takes a third as long as the import of the package
+
+        logging.getLogger("fastsock").debug("%s of %s is over", which, client_address)
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     def __enter__(self) -> Self:
         return self
@@ -365,7 +456,11 @@ class TCPServer(BaseServer):
         allow_reuse_address: set SO_REUSEADDR before binding.
         allow_reuse_port: set SO_REUSEPORT before binding, INET and INET6 only.
         tcp_nodelay: set TCP_NODELAY for all connections, INET and INET6 only: small writes are
-            sent at once. (Not in the standard library.)
+            sent at once. (This and the next are not in the standard library.)
+        lingering_close: before a connection is closed, read and drop what the peer still sends,
+            64 KiB at most and for two seconds: unread, it would have the kernel reset the
+            connection, and the peer lose the end of the reply. Whoever closes waits meanwhile; a
+            server that handles one request after another serves nobody then.
         request_queue_size: the backlog, in connections, given to ``listen()``.
     """
 
@@ -375,6 +470,7 @@ class TCPServer(BaseServer):
     allow_reuse_address: bool = False
     allow_reuse_port: bool = False
     tcp_nodelay: bool = True
+    lingering_close: bool = False
 
     socket: _socket
     server_address: AfInetAddress | AfInet6Address
@@ -472,10 +568,15 @@ class TCPServer(BaseServer):
     def shutdown_request(self, request: RequestType) -> None:
         """Shut the connection down for writing, then ``close_request()``."""
         # The peer sees the end of the reply even if another process holds the connection open.
-        try:  # noqa: SIM105 (contextlib.suppress() costs as much as all the rest)
+        try:
             request.shutdown(socket.SHUT_WR)  # type: ignore[union-attr]
         except OSError:
             pass
+        else:
+            if getattr(self, "lingering_close", None) is True:
+                from fastsock._linger import linger
+
+                linger(request)
         self.close_request(request)
 
     def close_request(self, request: RequestType) -> None:
@@ -640,8 +741,32 @@ def _loop_ended(server: Any) -> None:
     control = _control_of(server)
     control.stop = False
     control.adopt = None
+    if control.draining:
+        from fastsock import _drain
+
+        _drain.loop_ended(server, control)
     server._BaseServer__shutdown_request = False
     server._BaseServer__is_shut_down.set()
+
+
+def _loops() -> Loops:
+    """What a drain needs to know of the loops here."""
+    from fastsock._drain import Loops
+
+    return Loops(lambda server: _serve([server], 0.5), _loop_runs, _serving)
+
+
+def _loop_runs(server: Any) -> bool:
+    """Whether a loop serves the server, ours or one of the program's own."""
+    if isinstance(server._BaseServer__is_shut_down, _LoopEnded):
+        serving = _serving(server)
+        return serving is not None and serving[0] == os.getpid()
+    return _control_of(server).is_served  # an event that the program put in place
+
+
+def _serving(server: Any) -> tuple[int, int] | None:
+    ended = server._BaseServer__is_shut_down
+    return ended.serving() if isinstance(ended, _LoopEnded) else None
 
 
 def _control_of(server: Any) -> Control:

@@ -1,5 +1,5 @@
-from fastsock._channel cimport Borrower, Channel
-from fastsock._ledger cimport flag
+from fastsock._channel cimport Channel
+from fastsock._waiter cimport Borrower, flag
 
 
 cdef class Stream(Borrower):
@@ -18,13 +18,13 @@ cdef class Stream(Borrower):
     cdef object task  # the one of a hub that is inside, or None
     cdef object gate  # a lock that the others wait for, or None
     cdef list tasks  # of a hub, that wait for it too, or None
-    cdef str direction
     cdef size_t size  # of the buffer, as asked for
     cdef char *buffer
     cdef size_t start  # of the bytes in the buffer
     cdef size_t end
     cdef size_t room
 
+    cdef str mode(self)
     cdef int enter(self, str what) except -1
     cdef object task_here(self)
     cdef int await_turn(self) except -1

@@ -17,7 +17,8 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
 from libc.stdlib cimport free, realloc
 
-from fastsock._channel cimport Borrower, Waiter, channel_of
+from fastsock._channel cimport channel_of
+from fastsock._waiter cimport Borrower, Waiter
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object type, object value)
@@ -61,7 +62,9 @@ cdef Py_ssize_t optional_size(object size) except? -1:
 cdef class Stream(Borrower):
     """What a reader and a writer share: the connection, its reference, the buffer, the lock."""
 
-    # direction ("r" or "w"): the mode of the SocketIO, set by __cinit__() of the two classes
+    cdef str mode(self):
+        """Of the SocketIO."""
+        raise NotImplementedError
 
     def __init__(self, connection, Py_ssize_t size):
         if size <= 0:
@@ -149,7 +152,7 @@ cdef class Stream(Borrower):
         """The SocketIO that there would be below a file of io."""
         self.check_attached()
         if self.socket_io is None:
-            made = socket.SocketIO(self.connection, self.direction)
+            made = socket.SocketIO(self.connection, self.mode())
             made._timeout_occurred = bool(self.timed_out)
             if self.is_closed:
                 io.RawIOBase.close(made)

@@ -18,11 +18,14 @@ from types import GenericAlias
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport ceil
 
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
-from fastsock._tasks cimport READY, TIMED_OUT, WAITING, Scheduler, Task
+from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
+from fastsock._main_greenlet cimport MainScheduler
+from fastsock._tasks cimport READY, TIMED_OUT, WAITING, Task
 
 cdef enum:
     LONGEST = 1_000_000_000  # seconds; what would take longer has no timeout
+    # So often a hook that waits runs signal handlers, whose signal may have come before its wait.
+    SIGNALS = 500 * MILLISECOND
 
 cdef double _TIMEOUT_MAX = _thread.TIMEOUT_MAX
 cdef object _hub_of_caller = None
@@ -59,7 +62,7 @@ cdef nanoseconds limit_of(object timeout) except -2:
 cdef class Wait:
     """One who waits: a task, the greenlet of a serve loop, or a thread."""
 
-    cdef Scheduler hub  # None: a thread
+    cdef MainScheduler hub  # None: a thread
     cdef Task task
     cdef object lock  # a thread's: what it sleeps on
     cdef bint given  # what it waits for is its own
@@ -86,24 +89,24 @@ cdef class Wait:
 
     cdef int wait_in_main(self, nanoseconds deadline) except -1:
         """In a hook, the tasks go on: one of them may be what it waits for."""
-        cdef Scheduler hub = self.hub
+        cdef MainScheduler hub = self.hub
         cdef Task task = self.task
         cdef int outcome
+        cdef nanoseconds until
         hub.account(task)
         while not self.given:
             task.outcome = WAITING
-            task.deadline = deadline
+            task.deadline = until = sooner(deadline, monotonic() + SIGNALS)
             hub.fired = hub.interrupted = False
             try:
-                if deadline != NEVER:
-                    hub.set_timer(task)
+                hub.timers.set(task)
                 while task.outcome == WAITING and not hub.interrupted:
                     hub.step()
             finally:
                 outcome = task.outcome
                 task.outcome = READY
                 task.deadline = NEVER
-            if outcome == TIMED_OUT:
+            if outcome == TIMED_OUT and until == deadline:
                 break
             PyErr_CheckSignals()  # whose handlers may wait here themselves
         return 0

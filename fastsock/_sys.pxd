@@ -32,6 +32,9 @@ cdef extern from "<poll.h>" nogil:
         POLLNVAL
         POLLOUT
 
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
 cdef extern from "<sys/eventfd.h>" nogil:
     ctypedef unsigned long long eventfd_t
     int eventfd(unsigned int initval, int flags)

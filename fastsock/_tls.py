@@ -1,12 +1,13 @@
 """TLS sockets that wait through the hub.
 
 ``SSLContext.wrap_socket()`` detaches the connection and makes an ``ssl.SSLSocket`` of its
-descriptor, of the class ``SSLContext.sslsocket_class``. Where a multiplexing server is served that
-is a subclass made here. An instance is as any other until something of it has to wait in a task, or
-in the loop of such a server. Then it is entered: its descriptor does not block any more, and what
-is tried on it raises SSLWantReadError or SSLWantWriteError; the caller waits for that and tries
-again. It waits as the place where it is called does: a task by letting others run, a thread that
-has none in poll(2). Only ``gettimeout()`` goes on to say what it said.
+descriptor, of the class ``SSLContext.sslsocket_class``, whose ``_create()`` it calls. From when a
+multiplexing server is served that makes instances of subclasses made here. Such a one is as any
+other until something of it has to wait in a task, or in the loop of such a server. Then it is
+entered: its descriptor does not block any more, and what is tried on it raises SSLWantReadError or
+SSLWantWriteError; the caller waits for that and tries again. It waits as the place where it is
+called does: a task by letting others run, a thread that has none in poll(2). Only ``gettimeout()``
+goes on to say what it said.
 
 What waits is the object behind an SSLSocket, its ``_sslobj``. The methods of SSLSocket, and those
 of a program's own subclass, run as they are, and find one that waits.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -28,6 +30,7 @@ import weakref
 from collections.abc import Callable
 
 from fastsock import _accept, _hubs
+from fastsock._sync import Event
 from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 RECORD = 1 << 14
 #: seconds; a timeout that is over as soon as it has begun
 MOMENT = 1e-9
+#: seconds between two attempts where the kernel has nothing to wait for
+PAUSE = 0.005
 
 # The key in an instance's dictionary under which its timeout is, once it is entered.
 _LIMIT = "_fastsock_limit"
@@ -46,6 +51,8 @@ _LIMIT = "_fastsock_limit"
 _WRITER = "_fastsock_writer"
 _QUEUE = "_fastsock_queue"
 _SLOT = "_fastsock_slot"
+# And for what stands before its _sslobj where something may have to wait.
+_WAITING = "_fastsock_waiting"
 
 _gettimeout = _socket.socket.gettimeout
 _settimeout = _socket.socket.settimeout
@@ -103,6 +110,13 @@ class _Wait:
         finally:
             if entry in queue:
                 queue.remove(entry)
+
+    def pause(self) -> bool:
+        """Wait for a moment; false if the time is over."""
+        if self._left() == 0:
+            return False
+        Event().wait(PAUSE)
+        return self._still_open(True)
 
     def _left(self) -> float | None:
         if self._deadline is None:
@@ -258,6 +272,22 @@ def _repeat_plain(wait: _Wait, read: bool, call: Callable[..., Any], *arguments:
             raise TimeoutError("timed out")
 
 
+def _await_connection(sock: Any, wait: _Wait, error: int) -> int:
+    """Wait after a connect(2) that has failed with this; return its errno, EAGAIN: time is over."""
+    if error == errno.EAGAIN:  # the backlog of a Unix listener is full
+        return 0 if wait.pause() else errno.EAGAIN
+    while wait.until(read=False):
+        if failed := int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            if sock.gettimeout() is None:
+                # Where connect(2) doesn't block, the one after it only hears that it has failed.
+                _socket.socket.connect_ex(sock, sock.getsockname())
+            return failed
+        with contextlib.suppress(OSError):  # it was an event of before
+            sock.getpeername()
+            return 0
+    return errno.EAGAIN
+
+
 def _enter_plain(sock: Any) -> bool:
     """As _enter(), for a call of the socket underneath."""
     attributes = vars(sock)
@@ -287,7 +317,7 @@ def _plain(made: Any, name: str, read: bool) -> Callable[..., Any]:
 
 
 def _subclass(base: Any) -> Any:
-    """Of ssl.SSLSocket, or of what a program has put in its place: one that waits as above."""
+    """Of ssl.SSLSocket: one that waits as above."""
 
     class Made(base):  # type: ignore[misc]
         __doc__ = base.__doc__
@@ -295,13 +325,37 @@ def _subclass(base: Any) -> Any:
 
         @property
         def _sslobj(self) -> Any:
-            made, waiting = vars(self).get("_sslobj") or (None, None)
-            return waiting if _LIMIT in vars(self) or _hubs.thread_has_one() else made
+            attributes = vars(self)
+            waits = _LIMIT in attributes or _hubs.thread_has_one()
+            return attributes.get(_WAITING if waits else "_sslobj")
 
         @_sslobj.setter
         def _sslobj(self, made: Any) -> None:
             attributes: Any = vars(self)
-            attributes["_sslobj"] = None if made is None else (made, _Waiting(made, self))
+            attributes["_sslobj"] = made
+            attributes[_WAITING] = None if made is None else _Waiting(made, self)
+
+        def _real_connect(self, address: Any, connect_ex: bool) -> Any:
+            if self.gettimeout() == 0.0 or not _enter(self, 0):
+                return super()._real_connect(address, connect_ex)
+            wait = _Wait(self, self.gettimeout())
+            while True:
+                try:
+                    error = super()._real_connect(address, connect_ex)
+                except BlockingIOError as blocked:
+                    error = blocked.errno
+                if error not in (errno.EINPROGRESS, errno.EAGAIN):
+                    return error
+                if failed := _await_connection(self, wait, error):
+                    if connect_ex:
+                        return failed
+                    if failed == errno.EAGAIN:
+                        raise TimeoutError("timed out")
+                    raise OSError(failed, os.strerror(failed))
+                self._sslobj = None
+                if error == errno.EINPROGRESS:
+                    # The next connect(2) says that it is connected; no name is looked up again.
+                    address = self.getpeername()
 
         def sendall(self, data: Any, flags: int = 0) -> Any:
             if not _enter_plain(self):
@@ -364,50 +418,74 @@ def _subclass(base: Any) -> Any:
     return Made
 
 
-_made: dict[Any, Any] = {}  # by base class
-_left_alone: Any = None  # the last class that is not one to derive from
+_made: dict[Any, Any] = {}  # by base class; that itself if there can be none
+_prepared: Any = None  # the ssl.SSLSocket whose _create() is ours, or which is left alone
 _want_read: type[BaseException] = BlockingIOError  # until there is ssl, which has another
 _want_write: type[BaseException] = BlockingIOError
+
+
+def _waiting(ssl: Any, cls: Any) -> Any:
+    """A subclass of ssl.SSLSocket, or that itself, that waits as above; cls if there is none."""
+    global _want_read, _want_write
+    if hasattr(cls, "_fastsock_made") or not _genuine(ssl, cls):
+        return cls
+    own = ssl.SSLSocket
+    if own not in _made:
+        _want_read, _want_write = ssl.SSLWantReadError, ssl.SSLWantWriteError
+        _made[own] = _subclass(own)
+    if cls not in _made:
+        _made[cls] = _derive(cls, _made[own])
+    return _made[cls]
+
+
+def _derive(cls: Any, waiting: Any) -> Any:
+    """A program's class, with one that waits behind it: its own methods come first."""
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    try:
+        return type(cls)(cls.__name__, (cls, waiting), names)
+    except Exception:  # its metaclass, or __init_subclass__, refuses
+        return cls
 
 
 def prepare() -> None:
     """Have TLS sockets wait through hubs from now on, if the program has imported ssl.
 
-    To be called again and again: it may be imported late, and the class replaced.
+    To be called again and again: it may be imported late.
     """
-    global _left_alone, _want_read, _want_write
+    global _prepared
     ssl: Any = sys.modules.get("ssl")
     if ssl is None:
         _await_import()
         return
-    current = getattr(getattr(ssl, "SSLContext", None), "sslsocket_class", None)
-    if current is None or current is _left_alone or hasattr(current, "_fastsock_made"):
-        return
-    if current not in _made:
-        if not _genuine(ssl, current):
-            _left_alone = current
-            return
-        _want_read, _want_write = ssl.SSLWantReadError, ssl.SSLWantWriteError
-        _made[current] = _subclass(current)
-    ssl.SSLContext.sslsocket_class = _made[current]
+    own: Any = getattr(ssl, "SSLSocket", None)
+    if own is not _prepared:
+        _prepared = own
+        create = getattr(own, "__dict__", {}).get("_create")
+        if isinstance(create, classmethod) and _genuine(ssl, own):
+            own._create = _creating(ssl, create)
+
+
+def _creating(ssl: Any, genuine: Any) -> Any:
+    """``SSLSocket._create()``: of a class that waits."""
+    function = genuine.__func__
+
+    @functools.wraps(function)
+    def _create(cls: Any, *arguments: Any, **keywords: Any) -> Any:
+        return function(_waiting(ssl, cls), *arguments, **keywords)
+
+    return classmethod(_create)
 
 
 def adopt(sock: Any) -> None:
-    """Have a TLS socket of a program's own class, which get_request() has made, wait as well."""
-    global _want_read, _want_write
-    ssl: Any = sys.modules["ssl"]
+    """Have a TLS socket that get_request() has made in a way of its own wait as well."""
     cls = type(sock)
-    if hasattr(cls, "_fastsock_made") or not _genuine(ssl, cls):
-        return
-    _want_read, _want_write = ssl.SSLWantReadError, ssl.SSLWantWriteError
-    if cls not in _made:
-        _made[cls] = _subclass(cls)
-    made = vars(sock).get("_sslobj")
-    try:
-        sock.__class__ = _made[cls]
-    except TypeError:  # another layout
-        return
-    sock._sslobj = made
+    made = _waiting(sys.modules["ssl"], cls)
+    if made is not cls:
+        try:
+            sock.__class__ = made
+        except TypeError:  # another layout
+            return
+        sock._sslobj = vars(sock).get("_sslobj")
 
 
 def _genuine(ssl: Any, cls: Any) -> bool:

@@ -21,8 +21,8 @@ cdef class Writer(Stream):
     them, without being copied. For isinstance() it is an ``io.BufferedWriter``.
     """
 
-    def __cinit__(self, *arguments):
-        self.direction = "w"
+    cdef str mode(self):
+        return "w"
 
     def __init__(self, connection, Py_ssize_t size):
         super().__init__(connection, size)

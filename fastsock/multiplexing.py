@@ -20,7 +20,11 @@ from fastsock._control import timed
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
 from fastsock._hub import Hub
 from fastsock._hubs import Tasks
+<<<<<<< HEAD
 from fastsock._mixins import _begin, _control_of, _end_request, _failed
+=======
+from fastsock._mixins import _close_timeout, _control_of, _failed, _over
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
@@ -63,6 +67,15 @@ class _Request:
         else:
             server.process_request_thread(self.request, self.client_address)
 
+    def left_behind(self) -> None:
+        """It will never end: its thread has. Nor will anybody close the files of its request."""
+        request = self.request
+        try:
+            self.server.shutdown_request(request)
+        finally:
+            if getattr(request, "_closed", False) and hasattr(request, "_real_close"):
+                request._real_close()
+
     def __str__(self) -> str:
         handler = self.server.RequestHandlerClass
         name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -95,12 +108,16 @@ class MultiplexingMixIn:
         daemon_threads: handlers that still run are unwound when ``serve_forever()`` ends, instead
             of being waited for.
         block_on_close: if false, they are unwound too.
+        close_timeout: seconds for which ``serve_forever()`` and ``server_close()`` wait for them;
+            then the connections that are left are shut down, and who waits for something else is
+            unwound. None: without end.
         slow_handler_threshold: seconds; a handler that has not let others run for longer is
             reported to the logger ``fastsock``. Of several servers in one thread, each its own.
     """
 
     daemon_threads: bool = False
     block_on_close: bool = True
+    close_timeout: float | None = None
     slow_handler_threshold: float = 0.1
 
     if not TYPE_CHECKING:  # to which the arguments are those of the server class
@@ -208,13 +225,36 @@ def _tasks_of(server: Any) -> Tasks:
 
 def _end(server: Any) -> None:
     attributes = vars(server)
+    control = _control_of(server)
+    seconds = _close_timeout(server)
+    drained = control is not None and control.draining != 0  # which gives them their time
     for tasks in (attributes.get("_fastsock_tasks"), *attributes.get("_fastsock_left", ())):
         if tasks is not None and tasks.running:
-            if server.daemon_threads or not server.block_on_close:
+            if _hubs.is_orphaned(tasks.hub):
+                tasks.bury()
+                continue
+            if (server.daemon_threads or not server.block_on_close) and not drained:
                 tasks.kill()
-            tasks.join()
+            if seconds is None or drained:
+                tasks.join()
+            else:
+                _join_in_time(server, tasks, seconds)
         elif tasks is not None:
             _hubs.release(tasks.hub)
+
+
+def _join_in_time(server: Any, tasks: Tasks, seconds: float) -> None:
+    from fastsock import _drain
+
+    def runs() -> bool:
+        """Whether tasks of others are left, and there is a thread that lets them run."""
+        hub = tasks.hub
+        mine = hub.runs_here() and hub.current in tasks.running
+        return len(tasks.running) > mine and (hub.is_mine() or hub.active)
+
+    _drain.end_in_time(server, _control_of(server), seconds, runs)
+    if _hubs.is_of_caller(tasks.hub):
+        _hubs.release(tasks.hub)
 
 
 class MultiplexingTCPServer(MultiplexingMixIn, TCPServer):

@@ -25,25 +25,45 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_log": set(),
     "_ledger": {"_sys", "_clock"},
+<<<<<<< HEAD
     "_channel": {"_sys", "_clock", "_turn", "_ledger"},
     "_post": {"_sys", "_channel", "_ledger"},
     "_stream": {"_channel", "_ledger"},
     "_reader": {"_sys", "_channel", "_stream"},
     "_writer": {"_channel", "_ledger", "_stream"},
+=======
+    "_deadlines": {"_clock"},
+    "_waiter": {"_sys", "_clock", "_ledger", "_deadlines"},
+    "_limits": {"_sys", "_ledger"},
+    "_visitors": {"_sys", "_clock", "_ledger", "_waiter"},
+    "_channel": {"_sys", "_clock", "_ledger", "_turn", "_waiter", "_visitors"},
+    "_methods": {"_deadlines", "_sys", "_clock", "_ledger", "_visitors", "_waiter", "_channel"},
+    "_ending": {"_sys", "_channel", "_ledger", "_waiter"},
+    "_stream": {"_waiter", "_channel"},
+    "_reader": {"_sys", "_waiter", "_channel", "_stream"},
+    "_writer": {"_channel", "_stream"},
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     "_direct": {"_channel"},
-    "_tasks": {"_sys", "_clock", "_ledger", "_channel"},
-    "_descriptors": {"_sys", "_clock", "_ledger", "_channel", "_tasks"},
-    "_hub": {"_sys", "_clock", "_ledger", "_channel", "_tasks", "_descriptors"},
-    "_sync": {"_sys", "_clock", "_channel", "_tasks", "_hub"},
-    "_accept": {"_sys", "_genuine", "_channel"},
+    "_timers": {"_clock"},
+    "_tasks": {"_sys", "_clock", "_timers", "_waiter"},
+    "_main_greenlet": {"_sys", "_clock", "_tasks"},
+    "_descriptors": {"_sys", "_clock", "_visitors", "_waiter", "_tasks", "_main_greenlet"},
+    "_hub": {"_sys", "_clock", "_ledger", "_waiter", "_channel", "_tasks", "_descriptors"},
+    "_sync": {"_clock", "_tasks", "_main_greenlet"},
+    "_accept": {"_sys", "_genuine", "_waiter", "_channel"},
     "_worker": {"_turn", "_genuine"},
-    "_inbox": {"_sys", "_channel", "_accept"},
-    "_datagram": {"_sys", "_turn", "_genuine", "_channel", "_accept", "_inbox"},
+    "_inbox": {"_sys", "_waiter", "_accept"},
+    "_datagram": {"_sys", "_turn", "_genuine", "_waiter", "_accept", "_inbox"},
     "_control": {
+        "_deadlines",
         "_sys",
         "_clock",
         "_ledger",
+<<<<<<< HEAD
         "_log",
+=======
+        "_limits",
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         "_channel",
         "_accept",
         "_worker",
@@ -53,6 +73,7 @@ NATIVE: dict[str, set[str]] = {
     },
     "_leader": {
         "_sys",
+        "_limits",
         "_clock",
         "_turn",
         "_accept",
@@ -64,8 +85,9 @@ NATIVE: dict[str, set[str]] = {
     },
     "_core": {
         "_sys",
+        "_limits",
         "_clock",
-        "_channel",
+        "_waiter",
         "_accept",
         "_worker",
         "_control",
@@ -132,12 +154,18 @@ LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_types": set(),
     "_plain": {"_types"},
+<<<<<<< HEAD
     "_calls": {"_channel", "_types"},
     "_connection": {"_accept", "_calls", "_channel", "_post", "_types"},
+=======
+    "_calls": {"_channel", "_methods", "_types", "_visitors"},
+    "_connection": {"_accept", "_calls", "_channel", "_methods", "_visitors", "_types"},
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
     "_handlers": {
+        "_methods",
         "_direct",
         "_types",
         "_reader",
@@ -146,11 +174,19 @@ LAYERS: dict[str, set[str]] = {
         "_datagram",
         "_datagram_socket",
     },
+<<<<<<< HEAD
     "_stats": {"_control", "_datagram_socket", "_ledger", "_types", "_worker"},
     "_broadcast": {"_control", "_ledger", "_post", "_stats", "_types"},
+=======
+    "_stats": {"_control", "_ledger", "_types"},
+    "_drain": {"_control", "_ending", "_types"},
+    "_linger": {"_visitors", "_ending", "_plain", "_types"},
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     "_servers": {
         "_broadcast",
         "_stats",
+        "_drain",
+        "_linger",
         "_hooks",
         "_core",
         "_control",
@@ -165,7 +201,11 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"_servers", "_stats", "_types"},
     "_mixins": {
         "_control",
+<<<<<<< HEAD
         "_datagram_socket",
+=======
+        "_drain",
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         "_worker",
         "_plain",
         "_threads",
@@ -174,10 +214,14 @@ LAYERS: dict[str, set[str]] = {
         "_handlers",
         "_servers",
     },
+<<<<<<< HEAD
     "_hubs": {"_channel", "_hub", "_log", "_tasks", "_sync", "_types"},
+=======
+    "_hubs": {"_visitors", "_hub", "_tasks", "_sync", "_types"},
+>>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
-    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_types"},
-    "_guests": {"_accept", "_calls", "_channel", "_connection", "_hubs", "_tls", "_types"},
+    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types"},
+    "_guests": {"_accept", "_calls", "_connection", "_hubs", "_tls", "_types", "_visitors"},
     "_cooperative": {
         "_channel",
         "_connection",
@@ -189,6 +233,7 @@ LAYERS: dict[str, set[str]] = {
         "_types",
     },
     "multiplexing": {
+        "_drain",
         "_mixins",
         "_channel",
         "_connection",
@@ -206,6 +251,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
     "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
+    "_running": {"_drain", "_servers", "_types"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {
@@ -218,6 +264,8 @@ LAYERS: dict[str, set[str]] = {
         "_servers",
         "_mixins",
         "_replace",
+        "_running",
+        "_drain",
         "multiplexing",
     },
     # Programs, which use the package as anybody does, and that nothing but __main__ imports:

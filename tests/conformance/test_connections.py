@@ -236,3 +236,65 @@ def test_raw_requests(ss: ModuleType, kind: Any, make: Make) -> None:
     server = make(kind.server(ss), new("Handler", ss.BaseRequestHandler, handle=handle))
     with serving(server):
         assert ask(server, b"abcdefg\n") == b"textde12"
+
+
+def test_a_write_of_wfiles_class_that_is_patched(
+    ss: ModuleType, time_limit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is called; so is what it was before."""
+    written = []
+    genuine = ss._SocketWriter.write
+
+    def write(self: Any, b: Any) -> Any:
+        written.append((self is handlers[-1].wfile, bytes(b)))
+        return genuine(self, b)
+
+    def handle(self: Any) -> None:
+        handlers.append(self)
+        self.wfile.write(b"one")
+        self.wfile.writelines([b"two", b"three"])
+
+    handlers: list[Any] = []
+    with ss.TCPServer(("127.0.0.1", 0), handling(ss, handle)) as server, serving(server):
+        assert ask(server) == b"onetwothree"
+        monkeypatch.setattr(ss._SocketWriter, "write", write)
+        assert ask(server) == b"onetwothree"
+        monkeypatch.undo()
+        assert ask(server) == b"onetwothree"
+    assert written == [(True, b"one"), (True, b"two"), (True, b"three")]
+
+
+@pytest.mark.parametrize("of", ["the request", "a keyword", "another socket"])
+def test_a_class_that_derives_from_wfiles(ss: ModuleType, time_limit: None, of: str) -> None:
+    found: list[Any] = []
+
+    def handle(self: Any) -> None:
+        class Counting(type(self.wfile)):  # type: ignore[misc]
+            total = 0
+
+            def write(self, b: Any) -> Any:
+                count = super().write(b)
+                self.total += count
+                return count
+
+        near, far = socket.socketpair()
+        with near, far:
+            if of == "a keyword":
+                self.wfile = Counting(sock=self.request)
+            else:
+                self.wfile = Counting(near if of == "another socket" else self.request)
+            found.append(isinstance(self.wfile, (io.BufferedIOBase, ss._SocketWriter)))
+            found.append(isinstance(self.wfile, Counting))
+            found.append(self.wfile.__class__ is Counting)
+            found.append("Counting object at" in repr(self.wfile))
+            found.append(self.wfile._sock is (near if of == "another socket" else self.request))
+            self.wfile.writelines([b"one", memoryview(b"two")])
+            found.append((self.wfile.total, self.wfile.writable(), self.wfile.closed))
+            if of == "another socket":
+                self.request.sendall(far.recv(10))
+            self.finish()
+            found.append(self.wfile.closed)
+
+    with ss.TCPServer(("127.0.0.1", 0), handling(ss, handle)) as server, serving(server):
+        assert ask(server) == b"onetwo"
+    assert found == [True, True, True, True, True, (6, True, False), True]

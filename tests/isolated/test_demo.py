@@ -32,6 +32,8 @@ Server loop running in thread: Thread-\d+ \(serve_forever\)
 Received: Thread-\d+ \(process_request_thread\): Hello World 1
 Received: Thread-\d+ \(process_request_thread\): Hello World 2
 Received: Thread-\d+ \(process_request_thread\): Hello World 3
+Received: hello
+Received: b'', the end
 """.strip().splitlines()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -10,11 +11,12 @@ from crews import module_of
 from programs import Programs
 from support import connect, handling, receive, serving
 
-from fastsock import multiplexing
+from fastsock import _hubs, multiplexing
 
 _PROGRAM = """
     import os, signal, sys, threading
     import socket, time
+    from functools import partial
     import fastsock
     from fastsock import multiplexing
 
@@ -63,7 +65,7 @@ _PROGRAM = """
 
 
 @pytest.mark.parametrize("spawned", [False, True])
-@pytest.mark.parametrize("handler", ["plain", "Bound().method", "Bound()"])
+@pytest.mark.parametrize("handler", ["plain", "Bound().method", "Bound()", "partial(plain)"])
 @pytest.mark.parametrize(
     ("action", "said", "status"),
     [("sys.exit(3)", "", 3), ("raise Stop", "Stop\n", 0), ("raise KeyboardInterrupt", "Key", 0)],
@@ -105,3 +107,15 @@ def test_what_leaves_handle_error_is_told_as_of_a_thread(monkeypatch: pytest.Mon
             client.sendall(b"ask\n")
             assert receive(client) == b"alive\n"
     assert told == [LookupError]
+
+
+def test_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for each error of a handler: 64 times getsignal() would make enums all along."""
+    called: list[str] = []
+    for name in ("getsignal", "valid_signals"):
+        genuine = getattr(signal, name)
+        monkeypatch.setattr(
+            signal, name, lambda *args, g=genuine, n=name: (called.append(n), g(*args))[1]
+        )
+    assert not _hubs.raised_by_signal_handler(ValueError())
+    assert called == []

@@ -395,3 +395,49 @@ def test_the_program_ends_while_work_is_done(programs: Any) -> None:
         """
     )
     assert (found.status, found.out, found.err) == (0, "over\n", "")
+
+
+@pytest.mark.parametrize("end", ["return", "raise KeyError('of the child')", "sys.exit(3)"])
+def test_a_child_that_it_forks(programs: Any, end: str) -> None:
+    """It ends with the thread that has forked, as it does of a threading.Thread."""
+    fails = end.startswith("raise")
+    found = programs.run_script(
+        f"""
+        import os, socket, sys, threading
+        from fastsock import StreamRequestHandler
+        from fastsock.multiplexing import MultiplexingTCPServer, sleep, to_thread
+
+        def fork():
+            children.append(os.fork())
+            if children[-1] == 0:
+                os.write(1, b"child\\n")
+                {end}
+
+        def wait():
+            for _ in range(2000):
+                if (ended := os.waitpid(children[-1], os.WNOHANG))[0]:
+                    return ended[1]
+                sleep(0.01)
+            os.kill(children[-1], 9)
+
+        class Handler(StreamRequestHandler):
+            def handle(self):
+                for _ in range(2):
+                    to_thread(fork)
+                    print(wait(), flush=True)
+                print(to_thread(int, 7), flush=True)
+                server._BaseServer__shutdown_request = True
+
+        children = []
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        print(wait(), flush=True)
+        with MultiplexingTCPServer(("127.0.0.1", 0), Handler) as server:
+            with socket.create_connection(server.server_address):
+                server.serve_forever()
+        """
+    )
+    assert (found.status, found.out.split()) == (0, ["child", "0"] * 3 + ["7"]), found
+    assert found.err.count("Traceback") == found.err.count("\nKeyError") == 3 * fails
+    assert found.err.count("Exception in thread fastsock to_thread") == 2 * fails

@@ -1,4 +1,4 @@
-"""ci/soak: connections [--minutes M] | torture [--rounds N] | handlers [--count N]."""
+"""ci/soak: connections | torture | handlers | drain | exits; each with --help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,24 @@ def main(arguments: list[str]) -> int:
     handlers.add_argument("--first", type=int, default=0, help="number of the first one")
     handlers.add_argument("--seed", type=int, default=None, help="default: from the clock")
     handlers.add_argument("--broken", action="store_true", help=argparse.SUPPRESS)
+    drain = commands.add_parser("drain", help="a server ends that has much to do; the stdlib's too")
+    drain.add_argument("--working", type=int, default=1000, help="requests that end in time")
+    drain.add_argument("--stuck", type=int, default=100, help="requests that do not")
+    drain.add_argument("--timeout", type=float, default=2.0, help="seconds, of the drain")
+    drain.add_argument("--work", type=float, default=1.0, help="seconds that a request takes")
+    exits = commands.add_parser("exits", help="interpreters that end while handlers run")
+    exits.add_argument("--count", type=int, default=1000)
+    exits.add_argument("--handlers", type=int, default=100)
+    exits.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.command == "drain":
+        from .drain import run as run_drain
+
+        return run_drain(options)
+    if options.command == "exits":
+        from .exits import run as run_exits
+
+        return run_exits(options)
     if options.command == "connections":
         from .connections import run
 

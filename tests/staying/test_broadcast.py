@@ -338,6 +338,28 @@ def test_a_client_that_is_gone() -> None:
         assert stats.finished == 2
 
 
+def test_one_that_has_ended_is_somebody_elses() -> None:
+    """Though its descriptor is open: shutdown_request() has handed it to somebody."""
+    kept: list[Any] = []
+
+    def handle(self: Any) -> None:
+        kept.append(self.request)
+        self.rfile.readline()
+
+    with (
+        served("threading", handle, shutdown_request=lambda *arguments: None) as server,
+        connect(server) as client,
+    ):
+        live(server, 1)
+        (record,) = server._fastsock.ledger.records()
+        client.sendall(b"go\n")
+        stats_when(server, lambda stats: stats.finished == 1)
+        assert not _post.post(record, b"x")
+        with kept.pop() as request:
+            request.sendall(b"mine")
+        assert receive(client) == b"mine"
+
+
 def test_what_has_been_detached_is_skipped() -> None:
     left: list[int] = []
     go_on = threading.Event()

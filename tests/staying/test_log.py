@@ -71,7 +71,7 @@ def test_a_handler_that_holds_the_loop(caplog: Any) -> None:
         assert record.name == "fastsock.multiplexing"
         assert (record.event, record.peer) == ("held", address)
         assert record.server_address == server.server_address
-        assert record.seconds >= 0.05
+        assert 0.04 < record.seconds < 20
 
 
 @pytest.mark.parametrize("name", ["fastsock", "fastsock.accept"])

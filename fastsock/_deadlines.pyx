@@ -1,0 +1,110 @@
+"""The deadlines that a handler's class sets for its connection.
+
+Each is a time, or a span from something that the peer cannot repeat at will: none begins anew with
+a system call.
+
+Threads: the handler's alone.
+"""
+
+from fastsock._clock cimport NEVER, monotonic, nanoseconds, sooner
+
+cdef extern from *:
+    """
+    /* Whether four attributes are None in the class of an object. */
+    static int fastsock_all_none(PyObject *object, PyObject *names) {
+        PyTypeObject *type = Py_TYPE(object);
+        Py_ssize_t index;
+        for (index = 0; index < PyTuple_GET_SIZE(names); index++)
+            if (_PyType_Lookup(type, PyTuple_GET_ITEM(names, index)) != Py_None)
+                return 0;
+        return 1;
+    }
+    """
+    bint fastsock_all_none(object instance, tuple names)
+
+NAMES = ("first_byte_timeout", "idle_timeout", "request_timeout", "write_timeout")
+
+cdef enum:
+    FIRST, IDLE, WHOLE, WRITE
+
+cdef tuple _NAMES = NAMES
+
+
+class DeadlineError(TimeoutError):
+    """A deadline of a handler's connection is over; see ``BaseRequestHandler``.
+
+    Attributes:
+        which: "first_byte_timeout", "idle_timeout", "request_timeout" or "write_timeout".
+    """
+
+    __module__ = __package__
+    which = ""
+
+    def __init__(self, *arguments, which=""):
+        super().__init__(*arguments)
+        self.which = which
+
+
+cdef nanoseconds _span(object seconds) except -2:
+    """What is no number sets no deadline: a program may have such an attribute for itself."""
+    if type(seconds) is not int and type(seconds) is not float:
+        return NEVER
+    if not 0 <= seconds < 1e9:
+        return NEVER
+    return <nanoseconds> (<double> seconds * 1e9)
+
+
+cdef Deadlines deadlines_of(object handler):
+    """Those of a handler that begins now; None: there is none."""
+    cdef Deadlines deadlines
+    cdef nanoseconds first, idle, whole, write, now
+    if fastsock_all_none(handler, _NAMES):
+        return None
+    seconds = tuple([getattr(handler, name, None) for name in _NAMES])
+    first, idle, whole, write = (_span(each) for each in seconds)
+    if first == NEVER and idle == NEVER and whole == NEVER and write == NEVER:
+        return None
+    now = monotonic()
+    deadlines = Deadlines.__new__(Deadlines)
+    deadlines.seconds = seconds
+    deadlines.first_by = NEVER if first == NEVER else now + first
+    deadlines.idle = idle
+    deadlines.whole_by = NEVER if whole == NEVER else now + whole
+    deadlines.write = write
+    deadlines.moved_at = now
+    return deadlines
+
+
+cdef class Deadlines:
+    """Of one connection."""
+
+    cdef nanoseconds of_receive(self, bint in_message) noexcept:
+        """When a receive that has to wait is to be given up."""
+        cdef nanoseconds by = sooner(self.whole_by, self.first_by)
+        if self.idle != NEVER and not in_message:
+            by = sooner(by, self.moved_at + self.idle)
+        return by
+
+    cdef nanoseconds of_send(self, nanoseconds begun) noexcept:
+        """When a send that began then is to be given up."""
+        if self.write == NEVER:
+            return self.whole_by
+        return sooner(self.whole_by, begun + self.write)
+
+    cdef str over(self, bint writing, bint in_message, nanoseconds begun):
+        """Which deadline is over, or None."""
+        cdef nanoseconds now = monotonic()
+        if self.whole_by != NEVER and now >= self.whole_by:
+            return _NAMES[WHOLE]
+        if writing:
+            if self.write != NEVER and now >= begun + self.write:
+                return _NAMES[WRITE]
+        elif self.first_by != NEVER and now >= self.first_by:
+            return _NAMES[FIRST]
+        elif self.idle != NEVER and not in_message and now >= self.moved_at + self.idle:
+            return _NAMES[IDLE]
+        return None
+
+    cdef void moved(self) noexcept:
+        """A byte has come or gone."""
+        self.moved_at = monotonic()

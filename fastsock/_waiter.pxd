@@ -1,0 +1,64 @@
+from fastsock._clock cimport nanoseconds
+from fastsock._deadlines cimport Deadlines
+from fastsock._ledger cimport Record, flag
+
+
+cdef enum NotReceived:
+    OVERDUE = -3  # the connection's timeout is over
+    NOTHING = -4  # a non-blocking connection has nothing
+
+
+cdef class Waiter
+
+
+cdef class Endpoint(Record):
+    cdef Waiter waiter  # None: its thread waits
+    cdef object slot  # the waiter's
+    cdef Deadlines deadlines  # None: there are none but the timeout of the socket
+    cdef object failed  # what the sending of held bytes failed with: for the next call, or None
+    cdef int handed  # what the socket object was given, until it is closed or detached; or -1
+    cdef unsigned char family
+    cdef unsigned char kind
+    cdef unsigned short proto
+    cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
+
+    cdef int current(self, object connection, nanoseconds *limit) except -2
+    cdef nanoseconds until(self, nanoseconds limit, bint writing,
+                           nanoseconds begun) except? -2
+    cdef int check(self, bint writing, nanoseconds begun) except -1
+    cdef int check_whole(self) except -1
+    cdef int overdue(self, bint writing, nanoseconds begun) except -1
+    cdef void came(self, Py_ssize_t count) noexcept
+    cdef void went(self, Py_ssize_t count) noexcept
+
+
+cdef class Borrower:
+    # What has bytes in the buffer that a Waiter shares out.
+    cdef int give_back(self) except -1
+
+
+cdef class Waiter:
+    # How the connections of a multiplexing server wait: the hub. None of it is for a thread.
+    cdef bint here(self) noexcept
+    cdef Py_ssize_t receive(self, Endpoint channel, object connection, char *into, size_t size,
+                            int flags) except -1
+    cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
+                                      size_t size, int flags, Borrower borrower) except -1
+    cdef char *lent(self) noexcept
+    cdef bint gathers(self, Endpoint channel, const char *data, size_t size) noexcept
+    cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
+                         int flags, bint all_of_it) except -1
+    cdef object running(self)
+    cdef int queue_on(self, list waiting) except -1
+    cdef int wake_all(self, list waiting) except -1
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1
+    cdef int end_sending(self, Endpoint channel) except -1
+    cdef int settle(self, Endpoint channel, object connection) except -1
+    cdef object take_held(self, Endpoint channel)
+    cdef int forget(self, Endpoint channel) except -1
+
+
+cdef int fail(int error) except -1

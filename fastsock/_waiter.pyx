@@ -1,0 +1,188 @@
+"""Where connections wait that are served by tasks: what a channel and a hub know of each other.
+
+``Endpoint`` is the part of a ``Channel`` that a hub needs; ``Waiter`` is what a channel asks of a
+hub, ``Borrower`` what a hub asks of who has bytes in its buffer.
+
+Threads: all state changes under the GIL.
+"""
+
+import _socket
+
+cimport cython
+
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.math cimport ceil
+
+from fastsock cimport _sys
+from fastsock._clock cimport NEVER, monotonic, nanoseconds, sooner
+from fastsock._deadlines cimport Deadlines
+from fastsock._ledger cimport Record
+
+from fastsock._deadlines import DeadlineError
+
+cdef object _fileno = _socket.socket.fileno
+cdef object _gettimeout = _socket.socket.gettimeout
+
+
+cdef int fail(int error) except -1:
+    """Raise the OSError subclass of an errno value that was read right after the call."""
+    _sys.errno = error
+    PyErr_SetFromErrno(OSError)
+    return -1
+
+
+@cython.no_gc_clear  # as its record
+cdef class Endpoint(Record):
+    """The descriptor of a connection, whose it is, and how long calls may take."""
+
+    def __cinit__(self):
+        self.descriptor = self.handed = -1
+        self.handed_over = True
+        self.limit = NEVER
+
+    cdef int current(self, object connection, nanoseconds *limit) except -2:
+        """The descriptor, and how long a call may take."""
+        if not self.handed_over:
+            limit[0] = self.limit
+            return self.descriptor
+        timeout = _gettimeout(connection)
+        limit[0] = NEVER if timeout is None else <nanoseconds> ceil(<double> timeout * 1e9)
+        return _fileno(connection)
+
+    cdef nanoseconds until(self, nanoseconds limit, bint writing, nanoseconds begun) except? -2:
+        """When a call that began then, and has to wait, is to be given up; NEVER: it does not wait.
+
+        limit: the socket's timeout. begun: 0: now.
+        """
+        cdef nanoseconds by
+        if limit == 0:
+            return NEVER
+        if self.deadlines is None and limit == NEVER:
+            return NEVER
+        if begun == 0:
+            begun = monotonic()
+        by = NEVER if limit == NEVER else begun + limit
+        if self.deadlines is None:
+            return by
+        if writing:
+            return sooner(by, self.deadlines.of_send(begun))
+        return sooner(by, self.deadlines.of_receive(self.in_message))
+
+    cdef int check(self, bint writing, nanoseconds begun) except -1:
+        """Raise DeadlineError if a deadline is over; not the socket's timeout."""
+        cdef Deadlines deadlines = self.deadlines
+        which = deadlines.over(writing, self.in_message, begun)
+        if which is not None:
+            if not deadlines.told and self.ledger is not None:
+                deadlines.told = True
+                self.ledger.time_out(which)
+            raise DeadlineError("timed out", which=which)
+        return 0
+
+    cdef int check_whole(self) except -1:
+        """Raise DeadlineError if the time for the whole request is over; where there are some."""
+        if self.deadlines.whole_by != NEVER and monotonic() >= self.deadlines.whole_by:
+            self.check(True, 0)
+        return 0
+
+    cdef int overdue(self, bint writing, nanoseconds begun) except -1:
+        """Raise what says that a wait has been given up."""
+        if self.deadlines is not None:
+            self.check(writing, begun)
+        raise TimeoutError("timed out")
+
+    cdef void came(self, Py_ssize_t count) noexcept:
+        self.received += <size_t> count
+        if count > 0:
+            self.answered = False
+        if self.deadlines is not None and count > 0:
+            self.deadlines.first_by = NEVER
+            self.deadlines.moved()
+
+    cdef void went(self, Py_ssize_t count) noexcept:
+        self.sent += <size_t> count
+        self.answered = True
+        if self.deadlines is not None:
+            self.deadlines.moved()
+
+
+cdef class Borrower:
+    """What may have its bytes in the buffer that a waiter shares out, until it is told."""
+
+    cdef int give_back(self) except -1:
+        """Take what is still wanted out of the shared buffer: somebody else gets it."""
+        return 0
+
+
+cdef class Waiter:
+    """Where the connections of a multiplexing server wait, in the place of their thread.
+
+    An interface, of which no instance is made: ``_hub.Hub`` has all of the methods. They do what
+    those of ``Channel`` with the same name do, and are called only where ``here()`` is true: by a
+    thread, and a green thread of it, that the waiter can suspend. Any thread may call
+    ``wake_all()``, ``take_held()`` and ``forget()``.
+    """
+
+    cdef bint here(self) noexcept:
+        return False
+
+    cdef Py_ssize_t receive(self, Endpoint channel, object connection, char *into, size_t size,
+                            int flags) except -1:
+        raise NotImplementedError
+
+    cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
+                                      size_t size, int flags, Borrower borrower) except -1:
+        """receive(), which returns OVERDUE or NOTHING instead of raising an error that says so.
+
+        into: NULL: up to size bytes, fewer if the shared buffer is smaller, come to where lent()
+        says. They stay there until borrower.give_back() is called.
+        """
+        raise NotImplementedError
+
+    cdef char *lent(self) noexcept:
+        return NULL
+
+    cdef bint gathers(self, Endpoint channel, const char *data, size_t size) noexcept:
+        """Whether it has put bytes behind those that are held back already, as send() would."""
+        return False
+
+    cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
+                         int flags, bint all_of_it) except -1:
+        raise NotImplementedError
+
+    cdef object running(self):
+        """The task that runs."""
+        raise NotImplementedError
+
+    cdef int queue_on(self, list waiting) except -1:
+        """Put the task that runs on a list, and suspend it until wake_all() of that."""
+        raise NotImplementedError
+
+    cdef int wake_all(self, list waiting) except -1:
+        """Wake those on the list, and empty it. For any thread."""
+        raise NotImplementedError
+
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1:
+        """Wait until a receive, or a send, would probably not have to: for calls not of ours."""
+        raise NotImplementedError
+
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1:
+        """For calls not of ours that send: until end_sending() no other task does."""
+        raise NotImplementedError
+
+    cdef int end_sending(self, Endpoint channel) except -1:
+        raise NotImplementedError
+
+    cdef int settle(self, Endpoint channel, object connection) except -1:
+        """Send what was taken from send() and is held back."""
+        raise NotImplementedError
+
+    cdef object take_held(self, Endpoint channel):
+        """Bytes, or None: what settle() would send, for a thread that cannot call it to send."""
+        raise NotImplementedError
+
+    cdef int forget(self, Endpoint channel) except -1:
+        """The descriptor is about to be closed or given away: who waits for it is woken."""
+        raise NotImplementedError
