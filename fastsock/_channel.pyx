@@ -124,93 +124,6 @@ cdef size_t _at_once(int descriptor, void *buffer, size_t size) noexcept:
     return 0 if count < 0 else <size_t> count  # another thread was there first
 
 
-<<<<<<< HEAD
-cdef nanoseconds _deadline(nanoseconds limit):
-    return NEVER if limit == NEVER or limit == 0 else monotonic() + limit
-
-
-cdef class Borrower:
-    """What may have its bytes in the buffer that a waiter shares out, until it is told."""
-
-    cdef int give_back(self) except -1:
-        """Take what is still wanted out of the shared buffer: somebody else gets it."""
-        return 0
-
-
-cdef class Waiter:
-    """Where the connections of a multiplexing server wait, in the place of their thread.
-
-    An interface, of which no instance is made: ``_hub.Hub`` has all of the methods. They do what
-    those of ``Channel`` with the same name do, and are called only where ``here()`` is true: by a
-    thread, and a green thread of it, that the waiter can suspend. Any thread may call
-    ``wake_all()``, ``take_held()`` and ``forget()``.
-    """
-
-    cdef bint here(self) noexcept:
-        return False
-
-    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
-                            int flags) except -1:
-        raise NotImplementedError
-
-    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
-                                      size_t size, int flags, Borrower borrower) except -1:
-        """receive(), which returns OVERDUE or NOTHING instead of raising an error that says so.
-
-        into: NULL: up to size bytes, fewer if the shared buffer is smaller, come to where lent()
-        says. They stay there until borrower.give_back() is called.
-        """
-        raise NotImplementedError
-
-    cdef char *lent(self) noexcept:
-        return NULL
-
-    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
-        """Whether it has put bytes behind those that are held back already, as send() would."""
-        return False
-
-    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
-                         int flags, bint all_of_it) except -1:
-        raise NotImplementedError
-
-    cdef object running(self):
-        """The task that runs."""
-        raise NotImplementedError
-
-    cdef int queue_on(self, list waiting) except -1:
-        """Put the task that runs on a list, and suspend it until wake_all() of that."""
-        raise NotImplementedError
-
-    cdef int wake_all(self, list waiting) except -1:
-        """Wake those on the list, and empty it. For any thread."""
-        raise NotImplementedError
-
-    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
-        """Wait until a receive, or a send, would probably not have to: for calls not of ours."""
-        raise NotImplementedError
-
-    cdef int settle(self, Channel channel, object connection) except -1:
-        """Send what was taken from send() and is held back."""
-        raise NotImplementedError
-
-    cdef object take_held(self, Channel channel):
-        """Bytes, or None: what settle() would send, for a thread that cannot call it to send."""
-        raise NotImplementedError
-
-    cdef int forget(self, Channel channel) except -1:
-        """The descriptor is about to be closed or given away: who waits for it is woken."""
-        raise NotImplementedError
-
-    cdef Way way(self, Channel channel) noexcept:
-        """What bytes of somebody else's would meet. For any thread.
-
-        What is held back is sent before that is said, as far as the kernel takes it.
-        """
-        return FREE
-
-
-=======
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 @cython.no_gc_clear  # as its record
 cdef class Channel(Endpoint):
     """The descriptor of a connection; one per connection."""
@@ -240,7 +153,6 @@ cdef class Channel(Endpoint):
         return self.kind != _sys.SOCK_STREAM
 
     cdef bint is_between_messages(self, int descriptor) noexcept:
-        """Whether nothing of a next message has come, as far as can be known."""
         return not self.in_message and self.has_answered() and _waiting(descriptor) == 0
 
     cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1:
@@ -338,31 +250,22 @@ cdef class Channel(Endpoint):
                 return self.waiter.send(self, connection, data, size, flags, all_of_it)
             wait = self.guest(connection)
             if wait is not None:
-<<<<<<< HEAD
                 self.writers += 1
                 try:
-                    count = self.transfer_by(wait, connection, True, <char *> data, size, flags,
-                                             all_of_it)
+                    count = transfer_by(wait, self, connection, True, <char *> data, size, flags,
+                                        all_of_it)
                 finally:
                     self.writers -= 1
                 if self.behind is not None and count == <Py_ssize_t> size:
                     self.send_behind(connection)
                 return count
-        cdef nanoseconds limit, deadline
-        cdef int descriptor = self.current(connection, &limit)
-        cdef size_t sent = 0
-=======
-                return transfer_by(wait, self, connection, True, <char *> data, size, flags,
-                                   all_of_it)
         cdef nanoseconds limit, deadline, begun = 0
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
+        cdef int error
         if self.deadlines is not None:
             self.check_whole()
             begun = monotonic()
-        cdef Py_ssize_t count
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
-        cdef int error
         if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
@@ -376,24 +279,26 @@ cdef class Channel(Endpoint):
                 error = _sys.errno
                 if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                     fail(error)
-<<<<<<< HEAD
-        deadline = _deadline(limit)
+        deadline = self.until(limit, True, begun)
+        if self.deadlines is not None and deadline != NEVER:
+            flags |= _sys.MSG_DONTWAIT
         self.writers += 1
         try:
             while True:
                 self.doing = WRITING
                 count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
-                                      flags | _sys.MSG_NOSIGNAL, deadline, &error)
+                                      flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
                 self.doing = WORKING
                 sent += <size_t> count
-                self.sent += <size_t> count
+                self.went(count)
                 if error:
                     if sent and not all_of_it:
                         return sent  # as send(2) itself: the next call meets the error
                     fail(error)
                 if all_of_it:
                     PyErr_CheckSignals()  # as socket.sendall() between its calls
-                if sent >= size or not all_of_it:
+                if sent >= size or not (all_of_it or self.deadlines is not None
+                                        and limit == NEVER):
                     break
         finally:
             self.doing = WORKING
@@ -403,7 +308,6 @@ cdef class Channel(Endpoint):
         return sent
 
     cdef int send_behind(self, object connection) except -1:
-        """Send what was put behind the bytes of those who write, if they are done."""
         if self.writers:
             return 0
         self.writers = 1
@@ -414,28 +318,6 @@ cdef class Channel(Endpoint):
         finally:
             self.writers -= 1
         return 0
-=======
-        deadline = self.until(limit, True, begun)
-        if self.deadlines is not None and deadline != NEVER:
-            flags |= _sys.MSG_DONTWAIT
-        while True:
-            self.doing = WRITING
-            try:
-                count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
-                                      flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
-            finally:
-                self.doing = WORKING
-            sent += <size_t> count
-            self.went(count)
-            if error:
-                if sent and not all_of_it:
-                    return sent  # as send(2) itself: the next call meets the error
-                fail(error)
-            if all_of_it:
-                PyErr_CheckSignals()  # as socket.sendall() between its calls
-            if sent >= size or not (all_of_it or self.deadlines is not None and limit == NEVER):
-                return sent
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
                              int flags, nanoseconds deadline, nanoseconds begun,
@@ -534,13 +416,8 @@ cdef Channel channel_of(object connection):
     return <Channel> channel if channel != NULL else <Channel?> connection._channel
 
 
-<<<<<<< HEAD
-cdef Channel known_channel(object request):
-    """Of a Connection; None: it is something else."""
-=======
 cdef Channel channel_if(object request):
     """That of a Connection, None of anything else, of which no attribute is asked for."""
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     cdef PyObject *channel = fastsock_channel(request)
     return <Channel> channel if channel != NULL else None
 

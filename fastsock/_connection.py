@@ -15,11 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-<<<<<<< HEAD
-from fastsock import _accept, _calls, _channel, _post
-=======
-from fastsock import _accept, _calls, _channel, _methods, _visitors
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+from fastsock import _accept, _calls, _channel, _methods, _post, _visitors
 from fastsock._types import TYPE_CHECKING, Any
 
 #: the interpreter's own class; None where something else took its place before we were there
@@ -103,14 +99,13 @@ class Connection(_Base):
 
         (Documented: ``socket.socket.sendfile``.)
         """
-<<<<<<< HEAD
-        _channel.flush_writer(self)
-        wait = _channel.waiting()
+        _methods.flush_writer(self)
+        wait = _visitors.waiting()
         before = _post.bytes_sent(self)
         _post.begin_write(self)
         try:
             if wait is not None:
-                _channel.settle(self)
+                _methods.settle(self)
                 sent = _calls.sendfile(self, wait, file, offset, count)
             else:
                 sent = super().sendfile(file, offset, count)
@@ -119,14 +114,6 @@ class Connection(_Base):
         finally:
             _post.end_write(self)
         return sent
-=======
-        _methods.flush_writer(self)
-        wait = _visitors.waiting()
-        if wait is not None:
-            _methods.settle(self)
-            return _calls.sendfile(self, wait, file, offset, count)
-        return super().sendfile(file, offset, count)
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     def dup(self) -> Any:
         """As ``socket.socket.dup``; the copy waits where this one does."""

@@ -8,6 +8,7 @@ signal handlers. All of their state changes under the GIL, which is given up in 
 """
 
 import os
+import sys
 import weakref
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -19,11 +20,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-<<<<<<< HEAD
-from fastsock._channel cimport channel_of, end_connection, known_channel
-=======
-from fastsock._channel cimport Channel, channel_if, channel_of, end_connection
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+from fastsock._channel cimport channel_if, channel_of, end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -34,14 +31,10 @@ from fastsock._datagram cimport (
     take,
 )
 from fastsock._hooks cimport Defaults, untouched
-<<<<<<< HEAD
-from fastsock._ledger cimport Ledger, Record
-from fastsock._log import report
-=======
-from fastsock._ledger cimport Ledger
 from fastsock._deadlines import DeadlineError
+from fastsock._ledger cimport Ledger, Record
 from fastsock._limits cimport gate_of, refusal, unlimited
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+from fastsock._log import report
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -458,7 +451,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     if limited:
         reason = refusal(server, control.ledger, client_address)
         if reason is not None:
-            refuse(server, control, request, client_address, reason)
+            turn_away(server, control, request, client_address, reason)
             return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
@@ -472,11 +465,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
-<<<<<<< HEAD
-                refuse(control, request, "handle_truncated")
-=======
-                control.ledger.refuse("handle_truncated")
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+                refuse_entered(control, request, "handle_truncated")
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -485,11 +474,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
-<<<<<<< HEAD
-        refuse(control, request, "verify_request")
-=======
-        control.ledger.refuse("verify_request")
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+        refuse_entered(control, request, "verify_request")
         server.shutdown_request(request)
         return True
     try:
@@ -527,8 +512,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     return True
 
 
-cdef int refuse(object server, Control control, object request, object client_address,
-                object reason) except -1:
+cdef int turn_away(object server, Control control, object request, object client_address,
+                   str reason) except -1:
     """Close a connection that was accepted, and is one too many."""
     hook = getattr(server, "connection_refused", None)
     control.ledger.refuse(reason)
@@ -686,27 +671,20 @@ def end_request(server, Control control not None, request, begun):
 
 cpdef int over(Control control, object request) except -1:
     """A request has been served, also if shutdown_request() has left it to somebody else."""
-    cdef Channel channel
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
-<<<<<<< HEAD
-    cdef Record record = known_channel(request)
+    cdef Record record = channel_if(request)
     if record is not None:
         record.end()
-=======
-    channel = channel_if(request)
-    if channel is not None:
-        channel.end()
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     else:
         control.ledger.end_other(request)
     return 0
 
 
-cdef int refuse(Control control, object request, str reason) except -1:
+cdef int refuse_entered(Control control, object request, str reason) except -1:
     """It is not served, after it was entered."""
-    cdef Record record = known_channel(request)
+    cdef Record record = channel_if(request)
     if record is None:
         record = control.ledger.others.pop(id(request), None)
     if record is not None and record.ledger is not None:
@@ -716,7 +694,7 @@ cdef int refuse(Control control, object request, str reason) except -1:
 
 def give_to_child(Control control not None, request, int pid):
     """A forked child serves it from now on."""
-    control.ledger.give(known_channel(request), request, pid)
+    control.ledger.give(channel_if(request), request, pid)
 
 
 cpdef int failed(object server, Control control, object request,

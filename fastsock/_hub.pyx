@@ -19,27 +19,22 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from fastsock cimport _sys
-<<<<<<< HEAD
-from fastsock._channel cimport (
+from fastsock._channel cimport channel_of
+from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
+from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
+from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
+from fastsock._waiter cimport (
     BUSY,
     FREE,
     FULL,
     NOTHING,
     OVERDUE,
     Borrower,
-    Channel,
+    Endpoint,
     Way,
-    channel_of,
     fail,
 )
-=======
-from fastsock._channel cimport channel_of
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
-from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
-from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
-from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
-from fastsock._waiter cimport NOTHING, OVERDUE, Borrower, Endpoint, fail
 
 cdef enum:
     INCOMING = 1 << 16
@@ -400,13 +395,12 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
-<<<<<<< HEAD
-        channel.sent += <size_t> count
+        channel.went(count)
         if channel.behind is not None and count == <Py_ssize_t> size:
             channel.send_behind(connection)
         return count
 
-    cdef Way way(self, Channel channel) noexcept:
+    cdef Way way(self, Endpoint channel) noexcept:
         cdef Slot slot = channel.slot
         cdef Py_ssize_t count
         if slot is not None and slot.sender is not None:
@@ -421,13 +415,7 @@ cdef class Hub(Descriptors):
                 return FULL  # or it fails: who has written it finds that out
         return FREE
 
-    cdef object take_held(self, Channel channel):
-=======
-        channel.went(count)
-        return count
-
     cdef object take_held(self, Endpoint channel):
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         if self.sender is not channel or not self.held:
             return None
         taken = PyBytes_FromStringAndSize(self.outgoing, self.held)

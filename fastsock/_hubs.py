@@ -8,7 +8,6 @@ used from any.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal, without the enums that it makes
 import atexit
 import contextlib
 import os
@@ -29,8 +28,6 @@ from fastsock._types import Any
 #: how often the watch looks, and how long a task may hold the thread before it says so; seconds
 LOOK_EVERY = 0.2
 HELD_TOO_LONG = 0.5
-
-_SIGNALS = range(1, _signal.NSIG)
 
 _here = threading.local()
 _all: weakref.WeakSet[Hub] = weakref.WeakSet()
@@ -276,35 +273,6 @@ class Tasks:
         self._tell()
 
 
-<<<<<<< HEAD
-=======
-def raised_by_signal_handler(error: BaseException) -> bool:
-    """Whether a function of ``signal.signal()`` has raised it, which runs in whatever task runs.
-
-    Elsewhere it would leave ``serve_forever()``, and so it should here.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    codes = set(map(_code_of, filter(callable, map(_signal.getsignal, _SIGNALS))))
-    codes.discard(None)
-    trace = error.__traceback__ if codes else None
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _code_of(handler: Any) -> Any:
-    """What a function of ``signal.signal()`` runs; None: nothing of Python's."""
-    function = getattr(handler, "func", handler)  # of a partial
-    function = getattr(function, "__func__", function)
-    if not hasattr(function, "__code__"):
-        function = type(function).__call__
-    return getattr(function, "__code__", None)
-
-
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 def report() -> None:
     """An exception that leaves a task is told of as one that leaves a thread."""
     found = sys.exc_info()

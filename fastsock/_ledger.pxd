@@ -32,14 +32,12 @@ cdef class Record:
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
+    cdef unsigned short writers  # that may be in the middle of their bytes
     cdef int descriptor  # owned; -1: given away or closed
 
     cdef void end(self) noexcept
-<<<<<<< HEAD
     cdef void leave(self) noexcept
-=======
     cdef bint has_answered(self) noexcept
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     cdef int cut(self, int direction) except -1
     cdef int look(self) except -1
 
@@ -75,11 +73,7 @@ cdef class Ledger:
     cdef nanoseconds began_at  # the handler of a datagram that the loop's thread runs; 0: none
     cdef nanoseconds ended_at  # the latest datagram's handler
     cdef unsigned long long buckets[BUCKETS]
-<<<<<<< HEAD
     cdef nanoseconds lasted  # all that are in the buckets
-=======
-    cdef readonly dict timed_out  # by deadline: how many connections
-    cdef readonly dict refused  # by reason: how many connections
     # Of _limits:
     cdef dict peers  # by whom they count for: how many connections; None: nobody asks
     cdef object peer_key
@@ -87,7 +81,6 @@ cdef class Ledger:
     cdef int process  # whose the event is
     cdef int event  # eventfd(2), which is written when so few are left; -1: none
     cdef Py_ssize_t enough  # -1: nobody waits
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     cdef readonly dict others  # by id() of a request that is no Connection: its record
     cdef readonly dict children  # by pid: the record of what was given to it
     cdef readonly dict refused  # by reason: how often
@@ -101,16 +94,11 @@ cdef class Ledger:
     cdef void link(self, Record record) noexcept
     cdef void enter(self, Record record, object peer) noexcept
     cdef void took(self, nanoseconds lasted) noexcept
-<<<<<<< HEAD
     cpdef int refuse(self, str reason) except -1
     cpdef int time_out(self, str which) except -1
-    cdef void served(self, nanoseconds begun) noexcept
-    cdef void stop(self) noexcept
-    cdef int sum_up(self, unsigned long long *received, unsigned long long *sent) except -1
-=======
     cdef int count_peer(self, object peer, int step) except -1
     cdef int count_peers(self, object peer_key) except -1
     cdef int renew_event(self) except -1
-    cdef int refuse(self, object reason) except -1
-    cdef int time_out(self, object which) except -1
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+    cdef void served(self, nanoseconds begun) noexcept
+    cdef void stop(self) noexcept
+    cdef int sum_up(self, unsigned long long *received, unsigned long long *sent) except -1

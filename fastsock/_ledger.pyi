@@ -23,12 +23,9 @@ class ChildRecord(Record):
     def pid(self) -> int: ...
 
 class Ledger:
-<<<<<<< HEAD
     threads: int
     threads_peak: int
-=======
     draining: int
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     @property
     def active(self) -> int: ...
     @property
@@ -41,10 +38,6 @@ class Ledger:
     def failed(self) -> int: ...
     @property
     def datagrams(self) -> int: ...
-    @property
-    def timed_out(self) -> dict[str, int]: ...
-    @property
-    def refused(self) -> dict[str, int]: ...
     @property
     def others(self) -> dict[int, Record]: ...
     @property

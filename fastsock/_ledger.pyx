@@ -91,12 +91,6 @@ cdef class Record:
             (<Record> self.older).newer = self.newer
         self.newer = self.older = NULL
         ledger.active -= 1
-<<<<<<< HEAD
-=======
-        ledger.finished += 1
-        ledger.received += self.received
-        ledger.sent += self.sent
-        ledger.took(monotonic() - self.since)
         if ledger.peers is not None:
             try:
                 ledger.count_peer(self.peer, -1)
@@ -108,7 +102,6 @@ cdef class Record:
     cdef bint has_answered(self) noexcept:
         """Whether it has received something, and sent something since: what it waits for is new."""
         return self.received > 0 and self.answered
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     cdef int cut(self, int direction) except -1:
         """shutdown(2) its connection, if it has one."""
@@ -214,21 +207,14 @@ cdef class Ledger:
 
     def __init__(self):
         self.others = {}
-<<<<<<< HEAD
         self.children = {}
         self.refused = {}
         self.timed_out = {}
         self.timing = {}
-=======
-        self.refused = {}
-        self.timed_out = {}
 
     def __dealloc__(self):
         if self.event >= 0:
             _sys.close(self.event)
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
-
-    def __dealloc__(self):
         if self.shared != NULL:
             munmap(self.shared, sizeof(Shared))
 
@@ -244,7 +230,7 @@ cdef class Ledger:
             self.peak = self.active
         if self.peers is not None:
             try:
-                self.count_peer(peer, 1)
+                self.count_peer(record.peer, 1)
             except Exception:
                 pass  # no memory
 
@@ -273,7 +259,7 @@ cdef class Ledger:
         self.timed_out[which] = self.timed_out.get(which, 0) + 1
         return 0
 
-    # Requests that are no Connections.
+    # Limits.
 
     cdef int count_peer(self, object peer, int step) except -1:
         key = self.peer_key(peer)
@@ -304,15 +290,7 @@ cdef class Ledger:
         self.process = _sys.getpid()
         return 0
 
-    cdef int refuse(self, object reason) except -1:
-        """Count a connection that is not served."""
-        self.refused[reason] = self.refused.get(reason, 0) + 1
-        return 0
-
-    cdef int time_out(self, object which) except -1:
-        """Count a connection of which a deadline is over."""
-        self.timed_out[which] = self.timed_out.get(which, 0) + 1
-        return 0
+    # Requests that are no Connections.
 
     def enter_other(self, request, peer):
         """Enter a request that is no Connection; it ends with the object, if not before."""
@@ -437,6 +415,7 @@ cdef class Ledger:
     def in_child(self):
         """After a fork: none of the parent's children is one of this process."""
         cdef ChildRecord child
+        self.enough = -1  # whose event it is, too
         children, self.children = self.children, {}
         for child in children.values():
             if child.ledger is not None:

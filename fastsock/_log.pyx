@@ -11,9 +11,11 @@ server, or None; and what the event has besides.
 import of the package.
 """
 
+import _signal  # signal, without the enums that it makes
 import sys
 import threading
 
+cdef object _SIGNALS = range(1, _signal.NSIG)
 cdef dict _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -64,20 +66,20 @@ def raised_by_signal_handler(error):
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    import signal
-
-    codes = set()
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
-        if callable(handler):
-            function = getattr(handler, "func", handler)  # of a partial
-            function = getattr(function, "__func__", function)
-            if not hasattr(function, "__code__"):
-                function = type(function).__call__
-            codes.add(getattr(function, "__code__", None))
-    trace = error.__traceback__
+    codes = {_code_of(handler) for handler in map(_signal.getsignal, _SIGNALS) if callable(handler)}
+    codes.discard(None)
+    trace = error.__traceback__ if codes else None
     while trace is not None:
         if trace.tb_frame.f_code in codes:
             return True
         trace = trace.tb_next
     return False
+
+
+cdef object _code_of(object handler):
+    """What a function of ``signal.signal()`` runs; None: nothing of Python's."""
+    function = getattr(handler, "func", handler)  # of a partial
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__code__"):
+        function = type(function).__call__
+    return getattr(function, "__code__", None)

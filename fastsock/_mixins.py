@@ -447,7 +447,6 @@ class ThreadingMixIn:
                 ended.join()
 
 
-<<<<<<< HEAD
 def _ends_in_its_own_way(server: Any) -> bool:
     """Whether process_request_thread() may be none that counts a datagram."""
     if "process_request_thread" in vars(server):
@@ -464,7 +463,8 @@ def _counts_thread(server: Any) -> Ledger | None:
     ledger.threads += 1
     ledger.threads_peak = max(ledger.threads_peak, ledger.threads)
     return ledger
-=======
+
+
 def _join_in_time(server: Any, threads: _Threads, seconds: float) -> None:
     from fastsock import _drain
 
@@ -476,7 +476,6 @@ def _join_in_time(server: Any, threads: _Threads, seconds: float) -> None:
 
     _drain.end_in_time(server, _control_of(server), seconds, alive)
     threads.reap()
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
 
 def _slots_of(server: Any) -> _threads.Slots:

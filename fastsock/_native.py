@@ -32,14 +32,11 @@ MODULES = frozenset(
         "_inbox",
         "_leader",
         "_ledger",
-<<<<<<< HEAD
-        "_log",
-        "_post",
-=======
         "_limits",
+        "_log",
         "_main_greenlet",
         "_methods",
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+        "_post",
         "_reader",
         "_stream",
         "_sync",

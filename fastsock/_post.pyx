@@ -12,8 +12,9 @@ side.
 from cpython.bytes cimport PyBytes_AS_STRING
 
 from fastsock cimport _sys
-from fastsock._channel cimport FREE, FULL, Channel, Way, channel_of, known_channel
+from fastsock._channel cimport Channel, channel_if, channel_of
 from fastsock._ledger cimport Record
+from fastsock._waiter cimport FREE, FULL, Way
 
 cdef extern from *:
     """
@@ -105,7 +106,7 @@ def post(Record record not None, bytes data not None):
 
 def is_of(Record record not None, request):
     """Whether a record is that of a Connection."""
-    return known_channel(request) is record
+    return channel_if(request) is record
 
 
 # For writes that are made by the socket object, and not by the channel.
@@ -127,8 +128,10 @@ def end_write(connection):
 def count(connection, size_t received, size_t sent):
     """Count bytes that the socket object has received, or sent."""
     cdef Channel channel = channel_of(connection)
-    channel.received += received
-    channel.sent += sent
+    if received:
+        channel.came(received)
+    if sent:
+        channel.went(sent)
 
 
 def bytes_sent(connection):

@@ -30,6 +30,7 @@ from fastsock._datagram_socket import (
 )
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
+from fastsock._log import report
 from fastsock._types import (
     TYPE_CHECKING,
     Address,
@@ -45,20 +46,13 @@ from fastsock._types import (
 )
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
     from fastsock._broadcast import Broadcast
-    from fastsock._hub import Hub
-    from fastsock._stats import LiveConnection, Stats
-else:
-    Broadcast = LiveConnection = Stats = Any  # named for typing.get_type_hints(); slow to import
-=======
     from fastsock._drain import DrainReport, Loops
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 else:
     # of modules that are imported late; named for typing.get_type_hints()
-    DrainReport = LiveConnection = Stats = Any
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+    Broadcast = DrainReport = LiveConnection = Stats = Any
 
 
 class _LoopEnded(threading.Event):
@@ -386,7 +380,6 @@ class BaseServer:
     #: a snapshot (not in the standard library)
     connections = _Connections()
 
-<<<<<<< HEAD
     def broadcast(self, data: ReadableBuffer, exclude: object = None) -> Broadcast:
         """Send bytes to all connections that are being served.
 
@@ -406,22 +399,29 @@ class BaseServer:
         from fastsock._broadcast import broadcast_to_all
 
         return broadcast_to_all(self, _control_of(self), data, exclude)
-=======
+
     def handle_timeout_error(
         self, request: RequestType, client_address: RetAddress, which: str
     ) -> None:
         """Called in the place of handle_error() when DeadlineError has left a handler.
 
-        Runs inside the exception. By default a debug message goes to the logger "fastsock". May
-        be overridden. (Not in the standard library.)
+        Runs inside the exception. By default a debug message goes to the logger
+        "fastsock.deadlines". May be overridden. (Not in the standard library.)
 
         Args:
             which: the handler's attribute whose time was over, "idle_timeout" for example.
         """
-        import logging  # late: it takes a third as long as the import of the package
-
-        logging.getLogger("fastsock").debug("%s of %s is over", which, client_address)
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+        report(
+            "deadlines",
+            "timed_out",
+            "%s of %s is over",
+            which,
+            client_address,
+            server=self,
+            peer=client_address,
+            level="debug",
+            deadline=which,
+        )
 
     def __enter__(self) -> Self:
         return self

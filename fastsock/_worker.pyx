@@ -545,12 +545,11 @@ cdef class Pool:
             PyThread_release_lock(wake)
         return 0
 
-<<<<<<< HEAD
     @property
     def idle(self):
         """How many threads rest."""
         return len(self.resting) + len(self.resting_daemons)
-=======
+
     def works_here(self):
         """Whether the caller is one of its threads, at a request."""
         cdef Worker worker
@@ -558,7 +557,6 @@ cdef class Pool:
             if worker.ident == PyThread_get_thread_ident() and worker.thread is not None:
                 return True
         return False
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
 
     def release(self):
         """Have every thread that rests end."""

@@ -20,11 +20,7 @@ from fastsock._control import timed
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
 from fastsock._hub import Hub
 from fastsock._hubs import Tasks
-<<<<<<< HEAD
-from fastsock._mixins import _begin, _control_of, _end_request, _failed
-=======
-from fastsock._mixins import _close_timeout, _control_of, _failed, _over
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+from fastsock._mixins import _begin, _close_timeout, _control_of, _end_request, _failed
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress

@@ -25,13 +25,6 @@ NATIVE: dict[str, set[str]] = {
     "_hooks": set(),
     "_log": set(),
     "_ledger": {"_sys", "_clock"},
-<<<<<<< HEAD
-    "_channel": {"_sys", "_clock", "_turn", "_ledger"},
-    "_post": {"_sys", "_channel", "_ledger"},
-    "_stream": {"_channel", "_ledger"},
-    "_reader": {"_sys", "_channel", "_stream"},
-    "_writer": {"_channel", "_ledger", "_stream"},
-=======
     "_deadlines": {"_clock"},
     "_waiter": {"_sys", "_clock", "_ledger", "_deadlines"},
     "_limits": {"_sys", "_ledger"},
@@ -39,10 +32,10 @@ NATIVE: dict[str, set[str]] = {
     "_channel": {"_sys", "_clock", "_ledger", "_turn", "_waiter", "_visitors"},
     "_methods": {"_deadlines", "_sys", "_clock", "_ledger", "_visitors", "_waiter", "_channel"},
     "_ending": {"_sys", "_channel", "_ledger", "_waiter"},
+    "_post": {"_sys", "_channel", "_ledger", "_waiter"},
     "_stream": {"_waiter", "_channel"},
     "_reader": {"_sys", "_waiter", "_channel", "_stream"},
-    "_writer": {"_channel", "_stream"},
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+    "_writer": {"_channel", "_ledger", "_stream"},
     "_direct": {"_channel"},
     "_timers": {"_clock"},
     "_tasks": {"_sys", "_clock", "_timers", "_waiter"},
@@ -59,11 +52,8 @@ NATIVE: dict[str, set[str]] = {
         "_sys",
         "_clock",
         "_ledger",
-<<<<<<< HEAD
         "_log",
-=======
         "_limits",
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         "_channel",
         "_accept",
         "_worker",
@@ -154,13 +144,8 @@ LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_types": set(),
     "_plain": {"_types"},
-<<<<<<< HEAD
-    "_calls": {"_channel", "_types"},
-    "_connection": {"_accept", "_calls", "_channel", "_post", "_types"},
-=======
     "_calls": {"_channel", "_methods", "_types", "_visitors"},
-    "_connection": {"_accept", "_calls", "_channel", "_methods", "_visitors", "_types"},
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+    "_connection": {"_accept", "_calls", "_channel", "_methods", "_post", "_visitors", "_types"},
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
@@ -174,19 +159,16 @@ LAYERS: dict[str, set[str]] = {
         "_datagram",
         "_datagram_socket",
     },
-<<<<<<< HEAD
     "_stats": {"_control", "_datagram_socket", "_ledger", "_types", "_worker"},
     "_broadcast": {"_control", "_ledger", "_post", "_stats", "_types"},
-=======
-    "_stats": {"_control", "_ledger", "_types"},
     "_drain": {"_control", "_ending", "_types"},
     "_linger": {"_visitors", "_ending", "_plain", "_types"},
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
     "_servers": {
         "_broadcast",
         "_stats",
         "_drain",
         "_linger",
+        "_log",
         "_hooks",
         "_core",
         "_control",
@@ -201,11 +183,8 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"_servers", "_stats", "_types"},
     "_mixins": {
         "_control",
-<<<<<<< HEAD
         "_datagram_socket",
-=======
         "_drain",
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
         "_worker",
         "_plain",
         "_threads",
@@ -214,11 +193,7 @@ LAYERS: dict[str, set[str]] = {
         "_handlers",
         "_servers",
     },
-<<<<<<< HEAD
-    "_hubs": {"_channel", "_hub", "_log", "_tasks", "_sync", "_types"},
-=======
-    "_hubs": {"_visitors", "_hub", "_tasks", "_sync", "_types"},
->>>>>>> 88716b6c2dab1970ad36778491130fc64403c2f0
+    "_hubs": {"_visitors", "_hub", "_log", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
     "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types"},
     "_guests": {"_accept", "_calls", "_connection", "_hubs", "_tls", "_types", "_visitors"},
