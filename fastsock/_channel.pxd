@@ -19,7 +19,6 @@ cdef class Channel(Endpoint):
     cdef int close(self) except -1
     cdef int settle(self, object connection) except -1
     cdef bint has_packets(self) noexcept
-    cdef bint is_between_messages(self, int descriptor) noexcept
     cdef int settle_for_another(self, object connection) except -1
     cdef object guest(self, object connection)
 

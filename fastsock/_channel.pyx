@@ -153,7 +153,6 @@ cdef class Channel(Endpoint):
         return self.kind != _sys.SOCK_STREAM
 
     cdef bint is_between_messages(self, int descriptor) noexcept:
-        """Whether nothing of a next message has come, as far as can be known."""
         return not self.in_message and self.has_answered() and _waiting(descriptor) == 0
 
     cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1:
@@ -245,27 +244,36 @@ cdef class Channel(Endpoint):
 
         With all_of_it, until then anyway; the timeout is that of the whole.
         """
+        cdef Py_ssize_t count
         if self.waiter is not None:
             if self.waiter.here():
                 return self.waiter.send(self, connection, data, size, flags, all_of_it)
             wait = self.guest(connection)
             if wait is not None:
-                return transfer_by(wait, self, connection, True, <char *> data, size, flags,
-                                   all_of_it)
+                self.writers += 1
+                try:
+                    count = transfer_by(wait, self, connection, True, <char *> data, size, flags,
+                                        all_of_it)
+                finally:
+                    self.writers -= 1
+                if self.behind is not None and count == <Py_ssize_t> size:
+                    self.send_behind(connection)
+                return count
         cdef nanoseconds limit, deadline, begun = 0
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
+        cdef int error
         if self.deadlines is not None:
             self.check_whole()
             begun = monotonic()
-        cdef Py_ssize_t count
-        cdef int error
         if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count
                 self.went(count)
                 if sent == size or (limit != NEVER and not all_of_it):
+                    if self.behind is not None and sent == size:
+                        self.send_behind(connection)
                     return sent
             else:
                 error = _sys.errno
@@ -274,23 +282,42 @@ cdef class Channel(Endpoint):
         deadline = self.until(limit, True, begun)
         if self.deadlines is not None and deadline != NEVER:
             flags |= _sys.MSG_DONTWAIT
-        while True:
-            self.doing = WRITING
-            try:
+        self.writers += 1
+        try:
+            while True:
+                self.doing = WRITING
                 count = self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
                                       flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
-            finally:
                 self.doing = WORKING
-            sent += <size_t> count
-            self.went(count)
-            if error:
-                if sent and not all_of_it:
-                    return sent  # as send(2) itself: the next call meets the error
-                fail(error)
-            if all_of_it:
-                PyErr_CheckSignals()  # as socket.sendall() between its calls
-            if sent >= size or not (all_of_it or self.deadlines is not None and limit == NEVER):
-                return sent
+                sent += <size_t> count
+                self.went(count)
+                if error:
+                    if sent and not all_of_it:
+                        return sent  # as send(2) itself: the next call meets the error
+                    fail(error)
+                if all_of_it:
+                    PyErr_CheckSignals()  # as socket.sendall() between its calls
+                if sent >= size or not (all_of_it or self.deadlines is not None
+                                        and limit == NEVER):
+                    break
+        finally:
+            self.doing = WORKING
+            self.writers -= 1
+        if self.behind is not None and sent == size:
+            self.send_behind(connection)
+        return sent
+
+    cdef int send_behind(self, object connection) except -1:
+        if self.writers:
+            return 0
+        self.writers = 1
+        try:
+            while self.behind is not None:
+                behind, self.behind = self.behind, None
+                self.send(connection, bytes_of(<PyObject *> behind), len(behind), 0, True)
+        finally:
+            self.writers -= 1
+        return 0
 
     cdef Py_ssize_t transfer(self, object connection, short events, char *data, size_t size,
                              int flags, nanoseconds deadline, nanoseconds begun,

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from fastsock import _accept, _calls, _channel, _methods, _visitors
+from fastsock import _accept, _calls, _channel, _methods, _post, _visitors
 from fastsock._types import TYPE_CHECKING, Any
 
 #: the interpreter's own class; None where something else took its place before we were there
@@ -101,10 +101,19 @@ class Connection(_Base):
         """
         _methods.flush_writer(self)
         wait = _visitors.waiting()
-        if wait is not None:
-            _methods.settle(self)
-            return _calls.sendfile(self, wait, file, offset, count)
-        return super().sendfile(file, offset, count)
+        before = _post.bytes_sent(self)
+        _post.begin_write(self)
+        try:
+            if wait is not None:
+                _methods.settle(self)
+                sent = _calls.sendfile(self, wait, file, offset, count)
+            else:
+                sent = super().sendfile(file, offset, count)
+            if _post.bytes_sent(self) == before:  # not by send()
+                _post.count(self, 0, sent)
+        finally:
+            _post.end_write(self)
+        return sent
 
     def dup(self) -> Any:
         """As ``socket.socket.dup``; the copy waits where this one does."""
@@ -167,6 +176,45 @@ _WAIT: dict[str, Callable[..., Any]] = {
 }
 
 
+#: methods of the socket object that receive: how many bytes are in what they return, and where
+#: the flags are in their arguments
+_RECEIVE: dict[str, tuple[Callable[[Any], int], int]] = {
+    "recvfrom": (lambda returned: len(returned[0]), 1),
+    "recvfrom_into": (lambda returned: returned[0], 2),
+    "recvmsg": (lambda returned: len(returned[0]), 2),
+    "recvmsg_into": (lambda returned: returned[0], 2),
+}
+
+
+def _receiving(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that counts what it receives, but for what it leaves there."""
+    size, place = _RECEIVE[name]
+
+    def receiving(self: Any, /, *args: Any, **keywords: Any) -> Any:
+        returned = call(self, *args, **keywords)
+        flags = args[place] if len(args) > place else keywords.get("flags", 0)
+        if not flags & socket.MSG_PEEK:
+            _post.count(self, size(returned), 0)
+        return returned
+
+    return receiving
+
+
+def _sending(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that counts what it sends; nobody else's bytes come in between."""
+
+    def sending(self: Any, /, *args: Any, **keywords: Any) -> Any:
+        _post.begin_write(self)
+        try:
+            sent = call(self, *args, **keywords)
+            _post.count(self, 0, sent)
+        finally:
+            _post.end_write(self)
+        return sent
+
+    return sending
+
+
 def _of_socket_object(name: str) -> Callable[..., Any]:
     waits = _WAIT.get(name)
 
@@ -183,9 +231,14 @@ def _of_socket_object(name: str) -> Callable[..., Any]:
         # looked up anew: a program may have patched socket.socket since
         return getattr(_Base, name)(self, *args, **keywords)
 
-    handing_over.__qualname__ = f"Connection.{name}"
-    vars(handing_over).pop("__wrapped__", None)  # it has no globals to look annotations up in
-    return handing_over
+    made = handing_over
+    if name in _RECEIVE:
+        made = functools.wraps(handing_over)(_receiving(name, handing_over))
+    elif name in ("sendmsg", "sendto"):
+        made = functools.wraps(handing_over)(_sending(handing_over))
+    made.__qualname__ = f"Connection.{name}"
+    vars(made).pop("__wrapped__", None)  # it has no globals to look annotations up in
+    return made
 
 
 def _complete() -> None:

@@ -20,7 +20,7 @@ from fastsock._accept cimport (
     accept_from,
     can_accept,
 )
-from fastsock._channel cimport Channel, channel_if, channel_of, end_connection
+from fastsock._channel cimport channel_if, channel_of, end_connection
 from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
 from fastsock._datagram cimport (
     can_receive,
@@ -31,9 +31,10 @@ from fastsock._datagram cimport (
     take,
 )
 from fastsock._hooks cimport Defaults, untouched
-from fastsock._ledger cimport Ledger
 from fastsock._deadlines import DeadlineError
+from fastsock._ledger cimport Ledger, Record
 from fastsock._limits cimport gate_of, refusal, unlimited
+from fastsock._log import report
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
 
@@ -50,21 +51,6 @@ cdef nanoseconds LOG_EVERY = 5 * <nanoseconds> SECOND
 cdef tuple _SHORTAGES = (_sys.EMFILE, _sys.ENFILE, _sys.ENOBUFS, _sys.ENOMEM)
 # The listener itself is no longer one.
 cdef tuple _BROKEN = (_sys.EBADF, _sys.EINVAL, _sys.ENOTSOCK)
-
-
-def _warn(message, *values):
-    """Log a warning of the logger "fastsock"."""
-    try:
-        import logging  # late: it takes a third as long as the import of the package
-
-        log = logging.getLogger("fastsock")
-    except Exception:
-        # No descriptor is left to read it with. Who has not imported it has not configured it
-        # either, and gets what logging.lastResort would write.
-        if sys.stderr is not None:
-            print(message % values, file=sys.stderr)
-    else:
-        log.warning(message, *values)
 
 
 # The wake-ups of the loops that run in this process. A child process closes its copies: an eventfd
@@ -245,10 +231,12 @@ cdef class Control:
         cdef nanoseconds now = self.back_off(True)
         if self.logged == NEVER or now - self.logged >= LOG_EVERY:
             self.logged = now
-            _warn("server on %r cannot take a request: %s; trying again after %d ms, "
-                  "later %d ms (failures so far, by errno: %r)",
-                  getattr(server, "server_address", None), error,
-                  self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND, self.accept_errors)
+            report("accept", "cannot_take",
+                   "server on %r cannot take a request: %s; trying again after %d ms, "
+                   "later %d ms (failures so far, by errno: %r)",
+                   getattr(server, "server_address", None), error,
+                   self.pause // MILLISECOND, LONGEST_PAUSE // MILLISECOND, self.accept_errors,
+                   server=server, errno=error.errno)
         return 0
 
     cdef int refused(self, object server, object error, bint native) except -1:
@@ -463,7 +451,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     if limited:
         reason = refusal(server, control.ledger, client_address)
         if reason is not None:
-            refuse(server, control, request, client_address, reason)
+            turn_away(server, control, request, client_address, reason)
             return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
@@ -477,7 +465,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
             if not accepts_truncated(server, defaults, request, length, client_address):
-                control.ledger.refuse("handle_truncated")
+                refuse_entered(control, request, "handle_truncated")
                 server.shutdown_request(request)
                 return True
         verified = (untouched(server, "verify_request", defaults.verify_request)
@@ -486,7 +474,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         server.shutdown_request(request)
         raise
     if not verified:
-        control.ledger.refuse("verify_request")
+        refuse_entered(control, request, "verify_request")
         server.shutdown_request(request)
         return True
     try:
@@ -508,9 +496,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             server.process_request(request, client_address)
     except Exception:
         try:
+            control.ledger.stop()
             failed(server, control, request, client_address)
         finally:
+            control.ledger.ending(request)
             server.shutdown_request(request)
+            over(control, request)
     except BaseException:
         server.shutdown_request(request)
         raise
@@ -521,8 +512,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     return True
 
 
-cdef int refuse(object server, Control control, object request, object client_address,
-                object reason) except -1:
+cdef int turn_away(object server, Control control, object request, object client_address,
+                   str reason) except -1:
     """Close a connection that was accepted, and is one too many."""
     hook = getattr(server, "connection_refused", None)
     control.ledger.refuse(reason)
@@ -566,11 +557,13 @@ cdef inline int _process(object server, Control control, Defaults defaults, obje
     if timed:
         # Of those that were received together each begins when the one before has ended.
         begun = monotonic() if control.source is None else ledger.ended_at
+        ledger.began_at = begun
     if untouched(server, "finish_request", defaults.finish_request):
         server.RequestHandlerClass(request, client_address, server)
     else:
         server.finish_request(request, client_address)
     if timed:
+        ledger.began_at = 0
         ledger.ended_at = monotonic()
         ledger.took(ledger.ended_at - begun)
     return shut_down(server, control, defaults, request)
@@ -604,6 +597,9 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
         name = getattr(target, "__name__", None)
         named = name is not None
         arguments = (request, client_address)
+        if type(request) is tuple:
+            arguments = (control.ledger, target, request, client_address)
+            target = timed
     thread = pool.new_thread(name, daemon)
     if not named:
         thread._of = None
@@ -618,6 +614,15 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
             control.start_failed()
         raise
     return True
+
+
+def timed(Ledger ledger not None, target, request, client_address):
+    """target(request, client_address), which may count the datagram itself."""
+    ledger.begin_around(request)
+    try:
+        return target(request, client_address)
+    finally:
+        ledger.end_around(request)
 
 
 def _finish_in_thread(server, Control control, Defaults defaults, request, client_address):
@@ -648,23 +653,48 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     if not (type(request) is tuple  # there is nothing to end
             and untouched(server, "shutdown_request", defaults.shutdown_datagram)
             and untouched(server, "close_request", defaults.close_datagram)):
+        control.ledger.ending(request)
         server.shutdown_request(request)
     over(control, request)
     return 0
 
 
+def end_request(server, Control control not None, request, begun):
+    """shutdown_request(), where Python code has run the handler; begun: ledger.begin()."""
+    control.ledger.ending(request)
+    server.shutdown_request(request)
+    if type(request) is tuple:
+        control.ledger.end(request, begun)
+    else:
+        over(control, request)
+
+
 cpdef int over(Control control, object request) except -1:
     """A request has been served, also if shutdown_request() has left it to somebody else."""
-    cdef Channel channel
     if type(request) is tuple:
         control.ledger.finished += 1
         return 0
-    channel = channel_if(request)
-    if channel is not None:
-        channel.end()
+    cdef Record record = channel_if(request)
+    if record is not None:
+        record.end()
     else:
         control.ledger.end_other(request)
     return 0
+
+
+cdef int refuse_entered(Control control, object request, str reason) except -1:
+    """It is not served, after it was entered."""
+    cdef Record record = channel_if(request)
+    if record is None:
+        record = control.ledger.others.pop(id(request), None)
+    if record is not None and record.ledger is not None:
+        record.leave()
+    return control.ledger.refuse(reason)
+
+
+def give_to_child(Control control not None, request, int pid):
+    """A forked child serves it from now on."""
+    control.ledger.give(channel_if(request), request, pid)
 
 
 cpdef int failed(object server, Control control, object request,

@@ -66,6 +66,11 @@ def waiting(sock):
     return inbox_of(sock).waiting()
 
 
+def sent(sock):
+    """How many datagrams were sent by a DatagramSocket."""
+    return inbox_of(sock).sent
+
+
 def genuine():
     """Whether what a DatagramSocket does in its own way is what the program means by a socket."""
     return _genuine is not None and socket.socket is _SOCKET and _genuine.unpatched()
@@ -213,6 +218,12 @@ cdef int send_gathered(object sock, Inbox inbox) except -1:
     return 0
 
 
+cdef int _count_sent(object sock, int count) except -1:
+    cdef Inbox inbox = inbox_of(sock)
+    inbox.sent += <unsigned int> count
+    return 0
+
+
 cdef object _send_run(object sock, _sys.mmsghdr *headers, Py_ssize_t first, Py_ssize_t end,
                       list gathered):
     """sendmmsg(2) of some of what was gathered; what left handle_error(), or None."""
@@ -223,6 +234,7 @@ cdef object _send_run(object sock, _sys.mmsghdr *headers, Py_ssize_t first, Py_s
                              _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
         if sent > 0:
             first += sent
+            _count_sent(sock, sent)
             continue
         error = _sys.errno
         if error in (_sys.EAGAIN, _sys.EINTR, _sys.ENOSYS, _sys.EPERM):
@@ -240,6 +252,7 @@ cdef object _send_one(object sock, tuple gathered, int error):
         if error:
             fail(error)
         _SOCKET.sendto(sock, data, address)
+        _count_sent(sock, 1)
     except Exception:
         try:
             server.handle_error(request, address)
@@ -410,6 +423,12 @@ cdef inline int _send_gathered_first(object sock, Inbox inbox) except -1:
     return 0
 
 
+cdef object _one_more(Inbox inbox, object returned):
+    """Count what has been sent; returned: by the method that has sent it."""
+    inbox.sent += 1
+    return returned
+
+
 cdef object _send_known(object sock, Inbox inbox, object data, object address):
     """sendto() of two arguments; natively to who has been received from lately."""
     cdef bint genuine = _genuine.unpatched()
@@ -420,7 +439,7 @@ cdef object _send_known(object sock, Inbox inbox, object data, object address):
     cdef int error, descriptor
     cdef int flags = _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL
     if known == NULL or not genuine:
-        return _SOCKET.sendto(sock, data, address)
+        return _one_more(inbox, _SOCKET.sendto(sock, data, address))
     receiver = known[0]  # what follows may change the table
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
@@ -440,10 +459,12 @@ cdef object _send_known(object sock, Inbox inbox, object data, object address):
     finally:
         PyBuffer_Release(&view)
     if sent >= 0:
+        inbox.sent += 1
         return sent
     if error != _sys.EAGAIN and error != _sys.EINTR:
         fail(error)
-    return _SOCKET.sendto(sock, data, address)  # which waits as the timeout says
+    # It waits as the timeout says.
+    return _one_more(inbox, _SOCKET.sendto(sock, data, address))
 
 
 def sendto(self, data, address_or_flags, address=_UNSET, /):
@@ -451,26 +472,29 @@ def sendto(self, data, address_or_flags, address=_UNSET, /):
     cdef Inbox inbox = inbox_of(self)
     _send_gathered_first(self, inbox)
     if address is not _UNSET:
-        return _SOCKET.sendto(self, data, address_or_flags, address)
+        return _one_more(inbox, _SOCKET.sendto(self, data, address_or_flags, address))
     return _send_known(self, inbox, data, address_or_flags)
 
 
 def sendmsg(self, *args):
     """Send a datagram in pieces; see ``socket.socket.sendmsg``."""
-    _send_gathered_first(self, inbox_of(self))
-    return _SOCKET.sendmsg(self, *args)
+    cdef Inbox inbox = inbox_of(self)
+    _send_gathered_first(self, inbox)
+    return _one_more(inbox, _SOCKET.sendmsg(self, *args))
 
 
 def send(self, *args):
     """Send a datagram to the connected peer; see ``socket.socket.send``."""
-    _send_gathered_first(self, inbox_of(self))
-    return _SOCKET.send(self, *args)
+    cdef Inbox inbox = inbox_of(self)
+    _send_gathered_first(self, inbox)
+    return _one_more(inbox, _SOCKET.send(self, *args))
 
 
 def sendall(self, *args):
     """Send a datagram to the connected peer; see ``socket.socket.sendall``."""
-    _send_gathered_first(self, inbox_of(self))
-    return _SOCKET.sendall(self, *args)
+    cdef Inbox inbox = inbox_of(self)
+    _send_gathered_first(self, inbox)
+    return _one_more(inbox, _SOCKET.sendall(self, *args))
 
 
 def fileno(self):
@@ -507,7 +531,9 @@ def dup(self):
 
 cdef int _leave(object sock, Inbox inbox) except -1:
     """A socket has no descriptor any more; the last one drops what waits."""
-    sock._inbox = Inbox()
+    cdef Inbox left = Inbox()
+    sock._inbox = left
+    left.sent = inbox.sent  # which is asked for when it is closed, too
     inbox.users -= 1
     if inbox.users == 0:
         inbox.abandon()

@@ -42,6 +42,15 @@ def counts_of(sock: socket.socket, truncated: int) -> DatagramCounts:
     return DatagramCounts(truncated, struct.unpack_from("I", info, size * _DROPS)[0])
 
 
+def sent_by(server: Any) -> int:
+    """How many datagrams have been sent by a server's DatagramSocket, if it has one."""
+    try:
+        sock = server.socket
+    except Exception:  # a program has something else of that name
+        return 0
+    return _datagram.sent(sock) if type(sock) is DatagramSocket else 0
+
+
 class DatagramSocket(_Base):
     """The socket that a datagram server makes.
 

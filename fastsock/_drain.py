@@ -232,7 +232,10 @@ class _Drain:
 def running(server: Any, control: Control | None) -> int:
     """How many requests are under way, by whatever is known of them."""
     attributes = getattr(server, "__dict__", {})
-    known = 0 if control is None else control.ledger.active
+    known = 0
+    if control is not None:
+        ledger = control.ledger  # what children serve is asked of them
+        known = ledger.active - sum(child.is_live for child in list(ledger.children.values()))
     pool = attributes.get("_fastsock_threads")
     if pool is not None:
         known = max(known, pool.running)

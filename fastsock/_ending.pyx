@@ -5,7 +5,7 @@ Threads: for any, under the GIL, as whatever closes a descriptor.
 
 from fastsock cimport _sys
 from fastsock._channel cimport Channel
-from fastsock._ledger cimport IDLE, Ledger, Record
+from fastsock._ledger cimport IDLE, ChildRecord, Ledger, Record
 
 cdef enum:
     PIECE = 1 << 14
@@ -41,10 +41,11 @@ def woken(Ledger ledger not None):
 
 
 def cut_off(Ledger ledger not None):
-    """Shut down what is left, both ways."""
+    """Shut down what is left, both ways, but for what child processes serve."""
     cdef Record record
     for record in ledger.records():
-        record.cut(_sys.SHUT_RDWR)
+        if type(record) is not ChildRecord:
+            record.cut(_sys.SHUT_RDWR)
 
 
 def drop(int descriptor, size_t most):

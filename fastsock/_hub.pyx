@@ -16,7 +16,7 @@ Threads: see ``_tasks``.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from fastsock cimport _sys
 from fastsock._channel cimport channel_of
@@ -24,7 +24,17 @@ from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
-from fastsock._waiter cimport NOTHING, OVERDUE, Borrower, Endpoint, fail
+from fastsock._waiter cimport (
+    BUSY,
+    FREE,
+    FULL,
+    NOTHING,
+    OVERDUE,
+    Borrower,
+    Endpoint,
+    Way,
+    fail,
+)
 
 cdef enum:
     INCOMING = 1 << 16
@@ -386,7 +396,24 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
         channel.went(count)
+        if channel.behind is not None and count == <Py_ssize_t> size:
+            channel.send_behind(connection)
         return count
+
+    cdef Way way(self, Endpoint channel) noexcept:
+        cdef Slot slot = channel.slot
+        cdef Py_ssize_t count
+        if slot is not None and slot.sender is not None:
+            return BUSY
+        if self.held and self.sender is channel:
+            count = _sys.send(channel.descriptor if channel.descriptor >= 0 else channel.handed,
+                              self.outgoing, self.held, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
+            if count > 0:
+                self.held -= <size_t> count
+                memmove(self.outgoing, self.outgoing + count, self.held)
+            if self.held:
+                return FULL  # or it fails: who has written it finds that out
+        return FREE
 
     cdef object take_held(self, Endpoint channel):
         if self.sender is not channel or not self.held:
@@ -449,6 +476,8 @@ cdef class Hub(Descriptors):
             return 0  # it is not to wait for a peer that does not read
         rest = PyBytes_FromStringAndSize(self.outgoing + count, held - count)
         self.send_all(channel, connection, PyBytes_AS_STRING(rest), held - count, 0, True)
+        if channel.behind is not None:
+            channel.send_behind(connection)
         return 0
 
     cdef int raise_failed(self, Endpoint channel) except -1:

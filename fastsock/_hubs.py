@@ -8,7 +8,6 @@ used from any.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal, without the enums that it makes
 import atexit
 import contextlib
 import os
@@ -20,6 +19,8 @@ from collections.abc import Callable
 
 from fastsock import _visitors
 from fastsock._hub import Hub
+from fastsock._log import raised_by_signal_handler as raised_by_signal_handler  # for those above
+from fastsock._log import report as log
 from fastsock._sync import Event
 from fastsock._tasks import Task
 from fastsock._types import Any
@@ -27,8 +28,6 @@ from fastsock._types import Any
 #: how often the watch looks, and how long a task may hold the thread before it says so; seconds
 LOOK_EVERY = 0.2
 HELD_TOO_LONG = 0.5
-
-_SIGNALS = range(1, _signal.NSIG)
 
 _here = threading.local()
 _all: weakref.WeakSet[Hub] = weakref.WeakSet()
@@ -274,32 +273,6 @@ class Tasks:
         self._tell()
 
 
-def raised_by_signal_handler(error: BaseException) -> bool:
-    """Whether a function of ``signal.signal()`` has raised it, which runs in whatever task runs.
-
-    Elsewhere it would leave ``serve_forever()``, and so it should here.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    codes = set(map(_code_of, filter(callable, map(_signal.getsignal, _SIGNALS))))
-    codes.discard(None)
-    trace = error.__traceback__ if codes else None
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _code_of(handler: Any) -> Any:
-    """What a function of ``signal.signal()`` runs; None: nothing of Python's."""
-    function = getattr(handler, "func", handler)  # of a partial
-    function = getattr(function, "__func__", function)
-    if not hasattr(function, "__code__"):
-        function = type(function).__call__
-    return getattr(function, "__code__", None)
-
-
 def report() -> None:
     """An exception that leaves a task is told of as one that leaves a thread."""
     found = sys.exc_info()
@@ -337,25 +310,31 @@ def describe(about: Any) -> str:
         return f"a handler ({error!r})"
 
 
-def _log(message: str, *values: object) -> None:
-    import logging  # late: programs that nothing is reported to do without it
-
-    try:
-        logging.getLogger("fastsock").warning(message, *values)
-    except Exception as error:
-        if raised_by_signal_handler(error):
-            raise
-        # Of the program's logging: neither the loop's affair nor that of the task that runs.
-        import traceback
-
-        traceback.print_exc()
+def _log(event: str, about: Any, message: str, *values: object, **attributes: Any) -> None:
+    """A warning about a task; about: what it is about."""
+    log(
+        "multiplexing",
+        event,
+        message,
+        describe(about),
+        *values,
+        server=getattr(about, "server", None),
+        peer=getattr(about, "client_address", None),
+        **attributes,
+    )
 
 
 def _held(about: Any, seconds: float) -> None:
     """The hub's call when a task has given up the thread that it held for too long."""
     if seconds < getattr(about, "threshold", 0):
         return
-    _log("%s has held the loop for %.2f s, in which no other could run", describe(about), seconds)
+    _log(
+        "held",
+        about,
+        "%s has held the loop for %.2f s, in which no other could run",
+        seconds,
+        seconds=seconds,
+    )
 
 
 def _refuses(task: Task) -> None:
@@ -363,7 +342,11 @@ def _refuses(task: Task) -> None:
     crew: Tasks = task.tasks
     crew.running.discard(task)
     crew._tell()
-    _log("%s does not end though GreenletExit is raised: it is left alone", describe(task.about))
+    _log(
+        "does_not_end",
+        task.about,
+        "%s does not end though GreenletExit is raised: it is left alone",
+    )
 
 
 class Watch:
@@ -399,10 +382,12 @@ class Watch:
         frame = sys._current_frames().get(self._hub.thread)
         stack = "" if frame is None else "".join(traceback.format_stack(frame))
         _log(
+            "holds",
+            self._hub.current.about,
             "%s holds the loop for %.1f s by now, no other can run; it is at\n%s",
-            describe(self._hub.current.about),
             seconds,
             stack.rstrip(),
+            seconds=seconds,
         )
 
 

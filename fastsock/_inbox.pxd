@@ -45,6 +45,7 @@ cdef class Inbox:
     cdef AddressBook book
     cdef int kind  # of the socket: SOCK_DGRAM; -1: not looked at yet
     cdef unsigned int users  # sockets, which dup() has made
+    cdef unsigned long long sent  # datagrams
     cdef bint passes  # descriptors have come along: nothing more is received ahead
     cdef bint watched  # the program polls the descriptor by itself: nothing is received ahead
     cdef unsigned long generation  # of the process in which it was filled

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable
 
 from fastsock import _plain, _threads, _worker
 from fastsock._children import Children
-from fastsock._control import Control, begin_in_thread, failed, over
+from fastsock._control import (
+    Control,
+    begin_in_thread,
+    end_request,
+    failed,
+    give_to_child,
+    timed,
+)
+from fastsock._datagram_socket import sent_by
 from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from fastsock._types import Any, RequestType, RetAddress
+from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
+
+if TYPE_CHECKING:
+    from fastsock._ledger import Ledger
 
 
 def _control_of(server: Any) -> Control | None:
@@ -29,11 +41,19 @@ def _failed(server: Any, request: Any, client_address: Any) -> None:
         failed(server, control, request, client_address)
 
 
-def _over(server: Any, request: Any) -> None:
-    """A request has been served, wherever its connection is by now."""
+def _begin(server: Any) -> int:
+    """For _end_request(): when the handler has begun."""
     control = _control_of(server)
-    if control is not None:
-        over(control, request)
+    return 0 if control is None else control.ledger.begin()
+
+
+def _end_request(server: Any, request: Any, begun: int) -> None:
+    """Call shutdown_request(): a request has been served, wherever its connection is then."""
+    control = _control_of(server)
+    if control is None:
+        server.shutdown_request(request)
+    else:
+        end_request(server, control, request, begun)
 
 
 def _close_timeout(server: Any) -> float | None:
@@ -48,15 +68,20 @@ def _start_failed(server: Any) -> None:
         control.start_failed()
 
 
-def _collect(children: set[int], pids: Iterable[int], flags: int) -> None:
+def _collect(server: Any, pids: Iterable[int], flags: int) -> None:
+    children: set[int] = server.active_children
+    control = _control_of(server)
     for pid in pids:
         try:
-            ended, _ = os.waitpid(pid, flags)
+            ended, status = os.waitpid(pid, flags)
             children.discard(ended)  # 0 while it runs
         except ChildProcessError:
             children.discard(pid)  # someone else has collected it
+            ended, status = pid, 0
         except OSError:
-            pass
+            continue
+        if ended and control is not None:
+            control.ledger.child_ended(ended, status)
 
 
 def _collects_by_default(server: Any) -> bool:
@@ -115,7 +140,7 @@ def _collect_ended(server: Any) -> None:
         _collect_watched(server, watched)
     if children:
         asked = children.copy() if watched is None else children - watched.pids
-        _collect(children, asked, os.WNOHANG)
+        _collect(server, asked, os.WNOHANG)
         if len(asked) >= _FEW:
             _watch(server)
 
@@ -125,7 +150,7 @@ def _collect_watched(server: Any, watched: Children) -> None:
     if not ended:
         return
     try:
-        _collect(server.active_children, server.active_children.intersection(ended), os.WNOHANG)
+        _collect(server, server.active_children.intersection(ended), os.WNOHANG)
     finally:
         # A loop that waits for these has nothing to wait for any more: they are told of once.
         if (control := _control_of(server)) is not None:
@@ -175,7 +200,7 @@ class ForkingMixIn:
                 _plain.wait([watched.fileno()], 50)  # or another thread may collect the last one
             _collect_ended(self)
         if blocking:
-            _collect(self.active_children, self.active_children.copy(), 0)
+            _collect(self, self.active_children.copy(), 0)
             watched = _watched_of(self)
             if watched is not None:
                 watched.close()
@@ -203,6 +228,8 @@ class ForkingMixIn:
             # A program's own loop has no other occasion to. Not after the fork: the new child
             # is to be found in active_children for as long as nothing else is handled.
             _collect_ended(self)
+        if control is not None:
+            control.ledger.share()
         try:
             pid = os.fork()
         except OSError:
@@ -215,18 +242,27 @@ class ForkingMixIn:
             if control is not None:
                 control.forked += 1
                 control.before_sleep = _before_sleep
+                give_to_child(control, request, pid)
+                control.ledger.keep_children(self.active_children)
             self.close_request(request)  # type: ignore[attr-defined]
             return
         # The child leaves through _exit() only: nothing of the parent's may run here.
-        status = 1
+        status, sent = 1, 0
         try:
+            if control is not None:
+                control.ledger.in_child()
+                sent = sent_by(self)
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
             status = 0
         except Exception:
             _failed(self, request, client_address)
         finally:
             try:
+                if control is not None:
+                    control.ledger.ending(request)
                 self.shutdown_request(request)  # type: ignore[attr-defined]
+                if control is not None:
+                    control.ledger.tell_parent(max(sent_by(self) - sent, 0))
             finally:
                 os._exit(status)
 
@@ -316,13 +352,16 @@ class ThreadingMixIn:
 
     def process_request_thread(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish one request and shut it down, in its thread. May be overridden."""
+        begun = _begin(self)
+        counts = _counts_thread(self)
         try:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
         except Exception:
             _failed(self, request, client_address)
         finally:
-            self.shutdown_request(request)  # type: ignore[attr-defined]
-            _over(self, request)
+            if counts is not None:
+                counts.threads -= 1
+            _end_request(self, request, begun)
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Start a thread for the request.
@@ -342,10 +381,12 @@ class ThreadingMixIn:
             slots = _slots_of(self)
             slots.wait(most)  # where there is no loop to do so
             target = slots.counted(target)
+        control = _control_of(self)
+        if type(request) is tuple and control is not None and _ends_in_its_own_way(self):
+            target = functools.wraps(target)(functools.partial(timed, control.ledger, target))
         pool = None
         if reuse and _threads.can_reuse():
             pool = _pool_of(self)
-            control = _control_of(self)
             if (
                 slots is None
                 and control is not None
@@ -377,10 +418,9 @@ class ThreadingMixIn:
         if slots is not None and most is not None and slots.running >= most:
             slots.clear()
             slots.most = most
-            control = _control_of(self)
             if control is not None and control.hold(slots) and slots.running < most:
                 slots.wake()  # one has ended meanwhile
-        elif slots is not None and (control := _control_of(self)) is not None:
+        elif slots is not None and control is not None:
             control.let_go(slots)  # a hook has waited in the loop's place
 
     def server_close(self) -> None:
@@ -402,8 +442,27 @@ class ThreadingMixIn:
         if pool is not None:
             if (control := _control_of(self)) is not None:
                 control.pool = None
+                control.ledger.threads_peak = max(control.ledger.threads_peak, pool.peak)
             for ended in pool.close():
                 ended.join()
+
+
+def _ends_in_its_own_way(server: Any) -> bool:
+    """Whether process_request_thread() may be none that counts a datagram."""
+    if "process_request_thread" in vars(server):
+        return True
+    return getattr(type(server), "process_request_thread", None) is not _DEFAULTS.thread_target
+
+
+def _counts_thread(server: Any) -> Ledger | None:
+    """Count the calling thread as one that serves, if there is no pool to count it."""
+    control = _control_of(server)
+    if control is None or control.pool is not None:
+        return None
+    ledger = control.ledger
+    ledger.threads += 1
+    ledger.threads_peak = max(ledger.threads_peak, ledger.threads)
+    return ledger
 
 
 def _join_in_time(server: Any, threads: _Threads, seconds: float) -> None:

@@ -30,6 +30,7 @@ from fastsock._datagram_socket import (
 )
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
+from fastsock._log import report
 from fastsock._types import (
     TYPE_CHECKING,
     Address,
@@ -38,18 +39,20 @@ from fastsock._types import (
     AfUnixAddress,
     Any,
     ClassVar,
+    ReadableBuffer,
     RequestType,
     RetAddress,
     Self,
 )
 
 if TYPE_CHECKING:
+    from fastsock._broadcast import Broadcast
     from fastsock._drain import DrainReport, Loops
     from fastsock._hub import Hub
     from fastsock._stats import LiveConnection, Stats
 else:
     # of modules that are imported late; named for typing.get_type_hints()
-    DrainReport = LiveConnection = Stats = Any
+    Broadcast = DrainReport = LiveConnection = Stats = Any
 
 
 class _LoopEnded(threading.Event):
@@ -104,9 +107,9 @@ class _Connections:
     def __get__(self, server: Any, cls: type) -> list[LiveConnection]:
         if server is None:
             return self  # type: ignore[return-value]
-        from fastsock._stats import LiveConnection
+        from fastsock._stats import connections_of
 
-        return [LiveConnection(record) for record in _control_of(server).ledger.records()]
+        return connections_of(server, _control_of(server))
 
 
 def _this_thread() -> tuple[int, int]:
@@ -266,8 +269,15 @@ class BaseServer:
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish the request and shut it down. Mix-ins do so in a thread or a process."""
+        begun = 0
+        if type(request) is tuple:  # a datagram, of which nothing else would tell when it is over
+            control: Any = getattr(self, "__dict__", {}).get("_fastsock")
+            if type(control) is Control:
+                begun = control.ledger.begin_here()
         self.finish_request(request, client_address)
         self.shutdown_request(request)
+        if begun:
+            control.ledger.end(request, begun)
 
     def server_close(self) -> None:
         """Give up what the server holds. May be overridden."""
@@ -370,20 +380,48 @@ class BaseServer:
     #: a snapshot (not in the standard library)
     connections = _Connections()
 
+    def broadcast(self, data: ReadableBuffer, exclude: object = None) -> Broadcast:
+        """Send bytes to all connections that are being served.
+
+        Never waits, so a client whose buffer has no room for all of them gets none: it is skipped,
+        and told of. Never in the middle of what a handler sends: a write to ``wfile``, a
+        ``sendall()``, a ``sendfile()`` come first. Skipped are also TLS connections, those that
+        child processes serve, and those that a handler has detached. For any thread, and for
+        handlers. (Not in the standard library.)
+
+        Args:
+            data: bytes, or any buffer; much less than what a socket's send buffer holds.
+            exclude: the request of a connection that does not get them.
+
+        Raises:
+            TypeError: data is no buffer.
+        """
+        from fastsock._broadcast import broadcast_to_all
+
+        return broadcast_to_all(self, _control_of(self), data, exclude)
+
     def handle_timeout_error(
         self, request: RequestType, client_address: RetAddress, which: str
     ) -> None:
         """Called in the place of handle_error() when DeadlineError has left a handler.
 
-        Runs inside the exception. By default a debug message goes to the logger "fastsock". May
-        be overridden. (Not in the standard library.)
+        Runs inside the exception. By default a debug message goes to the logger
+        "fastsock.deadlines". May be overridden. (Not in the standard library.)
 
         Args:
             which: the handler's attribute whose time was over, "idle_timeout" for example.
         """
-        import logging  # late: it takes a third as long as the import of the package
-
-        logging.getLogger("fastsock").debug("%s of %s is over", which, client_address)
+        report(
+            "deadlines",
+            "timed_out",
+            "%s of %s is over",
+            which,
+            client_address,
+            server=self,
+            peer=client_address,
+            level="debug",
+            deadline=which,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -85,6 +85,21 @@ cdef extern from "<sys/ioctl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct siginfo_t:
+        int si_pid
+    int kill(int pid, int signal)
+    enum:
+        SIGTERM
+
+cdef extern from "<sys/wait.h>" nogil:
+    int waitid(int kind, int number, siginfo_t *told, int options)
+    enum:
+        P_PID
+        WEXITED
+        WNOHANG
+        WNOWAIT
+
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int operation, ...)
     enum:

@@ -8,6 +8,12 @@ cdef enum NotReceived:
     NOTHING = -4  # a non-blocking connection has nothing
 
 
+cdef enum Way:
+    FREE  # for bytes that somebody else sends
+    BUSY  # with a send that is in the middle of it
+    FULL  # of bytes that the kernel does not take
+
+
 cdef class Waiter
 
 
@@ -21,6 +27,7 @@ cdef class Endpoint(Record):
     cdef unsigned char kind
     cdef unsigned short proto
     cdef nanoseconds limit  # of one call: NEVER, or 0 for a non-blocking connection
+    cdef object behind  # bytes that are to be sent when nobody writes, or None
 
     cdef int current(self, object connection, nanoseconds *limit) except -2
     cdef nanoseconds until(self, nanoseconds limit, bint writing,
@@ -30,6 +37,8 @@ cdef class Endpoint(Record):
     cdef int overdue(self, bint writing, nanoseconds begun) except -1
     cdef void came(self, Py_ssize_t count) noexcept
     cdef void went(self, Py_ssize_t count) noexcept
+    cdef bint is_between_messages(self, int descriptor) noexcept
+    cdef int send_behind(self, object connection) except -1
 
 
 cdef class Borrower:
@@ -59,6 +68,7 @@ cdef class Waiter:
     cdef int settle(self, Endpoint channel, object connection) except -1
     cdef object take_held(self, Endpoint channel)
     cdef int forget(self, Endpoint channel) except -1
+    cdef Way way(self, Endpoint channel) noexcept
 
 
 cdef int fail(int error) except -1

@@ -105,6 +105,14 @@ cdef class Endpoint(Record):
         if self.deadlines is not None:
             self.deadlines.moved()
 
+    cdef bint is_between_messages(self, int descriptor) noexcept:
+        """Whether nothing of a next message has come, as far as can be known."""
+        return False
+
+    cdef int send_behind(self, object connection) except -1:
+        """Send what was put behind the bytes of those who write, if they are done."""
+        raise NotImplementedError
+
 
 cdef class Borrower:
     """What may have its bytes in the buffer that a waiter shares out, until it is told."""
@@ -186,3 +194,10 @@ cdef class Waiter:
     cdef int forget(self, Endpoint channel) except -1:
         """The descriptor is about to be closed or given away: who waits for it is woken."""
         raise NotImplementedError
+
+    cdef Way way(self, Endpoint channel) noexcept:
+        """What bytes of somebody else's would meet. For any thread.
+
+        What is held back is sent before that is said, as far as the kernel takes it.
+        """
+        return FREE

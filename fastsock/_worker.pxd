@@ -25,6 +25,7 @@ cdef class Pool:
     cdef list resting_daemons
     cdef set workers  # all of them
     cdef readonly Py_ssize_t running  # requests
+    cdef readonly Py_ssize_t peak  # the most that have been running at a time
     cdef readonly bint closed
     cdef object start_thread
     cdef object thread_class

@@ -394,6 +394,7 @@ cdef class Pool:
         worker.stack_size = self.stack_size
         self.workers.add(worker)
         self.running += 1
+        self.peak = max(self.peak, self.running)
         starts_thread()
         limbo = <dict> _threading["_limbo"]
         limbo[thread] = thread  # until it has begun, as in Thread.start()
@@ -468,6 +469,7 @@ cdef class Pool:
         thread._native_id = worker.native_id
         (<dict> _threading["_active"])[worker.ident_object] = thread
         self.running += 1
+        self.peak = max(self.peak, self.running)
         self.newest = worker
         if worker.ident == PyThread_get_thread_ident():
             pass
@@ -542,6 +544,11 @@ cdef class Pool:
         if wake != NULL:
             PyThread_release_lock(wake)
         return 0
+
+    @property
+    def idle(self):
+        """How many threads rest."""
+        return len(self.resting) + len(self.resting_daemons)
 
     def works_here(self):
         """Whether the caller is one of its threads, at a request."""

@@ -44,7 +44,25 @@ cdef class Writer(Stream):
                 raise BlockingIOError(
                     errno.EAGAIN, "write could not complete without blocking", 0) from None
             self.start += <size_t> sent
+            if self.start < self.end:
+                self.part()
         self.start = self.end = 0
+        if self.split:
+            self.join()
+        return 0
+
+    cdef void part(self) noexcept:
+        """Nothing is to come before the rest."""
+        if not self.split:
+            self.split = True
+            self.channel.writers += 1
+
+    cdef int join(self) except -1:
+        """All of what was written has been sent, or never will be."""
+        self.split = False
+        self.channel.writers -= 1
+        if self.channel.behind is not None and not self.is_closed:
+            self.channel.send_behind(self.connection)
         return 0
 
     cdef Py_ssize_t accept(self, const char *data, size_t size) except -1:
@@ -57,6 +75,7 @@ cdef class Writer(Stream):
             memcpy(self.buffer + self.end, data, size)
             self.end += size
             return size
+        self.part()
         while taken < size:
             held = self.end - self.start
             if held == 0:
@@ -90,6 +109,8 @@ cdef class Writer(Stream):
         if taken < size:
             memcpy(self.buffer, data + taken, size - taken)
             self.end = size - taken
+        if self.end == self.start:
+            self.join()
         return size
 
     def write(self, data, /):
@@ -128,6 +149,8 @@ cdef class Writer(Stream):
             self.flush()
         finally:
             self.release()
+            if self.split:
+                self.join()
 
     def detach(self):
         """Flush; the ``raw`` file, which then owns the reference to the connection."""

@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from fastsock import _guests, _hubs, _tls
 from fastsock._connection import Connection
+from fastsock._control import timed
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
 from fastsock._hub import Hub
 from fastsock._hubs import Tasks
-from fastsock._mixins import _close_timeout, _control_of, _failed, _over
+from fastsock._mixins import _begin, _close_timeout, _control_of, _end_request, _failed
 from fastsock._servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._sync import Event, Lock, Queue
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
@@ -56,6 +57,9 @@ class _Request:
         server = self.server
         if _is_doomed(server):
             server.shutdown_request(self.request)
+        elif type(self.request) is tuple and (control := _control_of(server)) is not None:
+            # A datagram, of which nothing else would tell when it is over.
+            timed(control.ledger, server.process_request_thread, self.request, self.client_address)
         else:
             server.process_request_thread(self.request, self.client_address)
 
@@ -125,6 +129,7 @@ class MultiplexingMixIn:
 
     def process_request_thread(self, request: RequestType, client_address: RetAddress) -> None:
         """Finish one request and shut it down, in its greenlet. May be overridden."""
+        begun = _begin(self)
         try:
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
         except Exception as error:
@@ -132,8 +137,7 @@ class MultiplexingMixIn:
                 raise
             _failed(self, request, client_address)
         finally:
-            self.shutdown_request(request)  # type: ignore[attr-defined]
-            _over(self, request)
+            _end_request(self, request, begun)
 
     def process_request(self, request: RequestType, client_address: RetAddress) -> None:
         """Start a greenlet for the request. It runs as soon as the loop waits.

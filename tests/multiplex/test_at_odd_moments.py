@@ -124,7 +124,7 @@ def test_a_report_that_raises(
             self.wfile.write(line)
 
     refused: list[Any] = []
-    logger = logging.getLogger("fastsock")
+    logger = logging.getLogger("fastsock.multiplexing")
     logger.addFilter(refuse)
     try:
         served = Served(
