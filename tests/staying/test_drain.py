@@ -105,6 +105,7 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     living.gate.open()
     draining.result()
     assert until_end(client) == b"wait\nmore\n"
+    assert living.server.stats().failed == 0
 
 
 def test_one_that_has_sent_nothing_has_until_the_deadline(live: Live, flavour: str) -> None:
