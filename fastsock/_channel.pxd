@@ -18,6 +18,7 @@ cdef class Channel(Endpoint):
                              int *error) except -1
     cdef int close(self) except -1
     cdef int settle(self, object connection) except -1
+    cdef int owned(self) except -2
     cdef bint has_packets(self) noexcept
     cdef bint is_between_messages(self, int descriptor) noexcept
     cdef int settle_for_another(self, object connection) except -1

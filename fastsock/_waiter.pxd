@@ -16,7 +16,7 @@ cdef class Endpoint(Record):
     cdef object slot  # the waiter's
     cdef Deadlines deadlines  # None: there are none but the timeout of the socket
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
-    cdef int handed  # what the socket object was given, until it is closed or detached; or -1
+    cdef object heir  # a weak reference to the connection, once it was handed over; or None
     cdef unsigned char family
     cdef unsigned char kind
     cdef unsigned short proto

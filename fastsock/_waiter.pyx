@@ -36,7 +36,7 @@ cdef class Endpoint(Record):
     """The descriptor of a connection, whose it is, and how long calls may take."""
 
     def __cinit__(self):
-        self.descriptor = self.handed = -1
+        self.descriptor = -1
         self.handed_over = True
         self.limit = NEVER
 
