@@ -299,7 +299,8 @@ def _is_handler_of(server: Any, control: Control) -> bool:
         return True
     target = getattr(threading.current_thread(), "_target", None)
     target = getattr(target, "__wrapped__", target)  # counted for max_threads
-    return getattr(target, "__self__", None) is server
+    # Not any method of the server: a thread is made of drain() itself.
+    return target is not None and target == getattr(server, "process_request_thread", None)
 
 
 # --- waiting
