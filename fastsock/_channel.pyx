@@ -17,6 +17,7 @@ the call.
 
 import _socket
 import warnings
+import weakref
 
 cimport cython
 
@@ -76,6 +77,7 @@ cdef enum:
     SENT_WITH_GIL = 1 << 15
     SCRATCH = 4096
 
+cdef object _reference = weakref.ref
 cdef object _init = _socket.socket.__init__
 cdef object _fileno = _socket.socket.fileno
 cdef object _settimeout = _socket.socket.settimeout
@@ -142,8 +144,8 @@ cdef class Channel(Endpoint):
             _sys.close(self.descriptor)
 
     cdef int cut(self, int direction) except -1:
-        cdef int descriptor = self.descriptor if self.descriptor >= 0 else self.handed
         # Under the GIL, as whatever closes it: it is the connection's.
+        cdef int descriptor = self.owned()
         if descriptor >= 0:
             _sys.shutdown(descriptor, direction)
         return 0
@@ -175,9 +177,9 @@ cdef class Channel(Endpoint):
         self.settle(connection)
         if self.handed_over or self.descriptor < 0:
             return 0
+        self.heir = _reference(connection)
         _init(connection, self.family, self.kind, self.proto, self.descriptor)
         self.handed_over = True
-        self.handed = self.descriptor
         self.descriptor = -1
         if self.limit != NEVER or _getdefaulttimeout() is not None:
             _settimeout(connection, seconds_of(self.limit))

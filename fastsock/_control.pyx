@@ -471,11 +471,11 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         verified = (untouched(server, "verify_request", defaults.verify_request)
                     or bool(server.verify_request(request, client_address)))
     except BaseException:
-        server.shutdown_request(request)
+        give_up(server, control, request)
         raise
     if not verified:
         refuse_entered(control, request, "verify_request")
-        server.shutdown_request(request)
+        give_up(server, control, request)
         return True
     try:
         if untouched(server, "process_request", defaults.process_request):
@@ -500,16 +500,28 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             failed(server, control, request, client_address)
         finally:
             control.ledger.ending(request)
-            server.shutdown_request(request)
-            over(control, request)
+            try:
+                server.shutdown_request(request)
+            finally:
+                over(control, request)
     except BaseException:
-        server.shutdown_request(request)
+        give_up(server, control, request)
         raise
     if limited:
         control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
     return True
+
+
+cdef int give_up(object server, Control control, object request) except -1:
+    """Shut down a request that is not served, or not to its end."""
+    try:
+        server.shutdown_request(request)
+    finally:
+        if type(request) is not tuple:
+            over(control, request)
+    return 0
 
 
 cdef int turn_away(object server, Control control, object request, object client_address,

@@ -60,7 +60,8 @@ cdef Deadlines deadlines_of(object handler):
     cdef nanoseconds first, idle, whole, write, now
     if fastsock_all_none(handler, _NAMES):
         return None
-    seconds = tuple([getattr(handler, name, None) for name in _NAMES])
+    cls = type(handler)  # a property of a program's is not to be asked before setup()
+    seconds = tuple([getattr(cls, name, None) for name in _NAMES])
     first, idle, whole, write = (_span(each) for each in seconds)
     if first == NEVER and idle == NEVER and whole == NEVER and write == NEVER:
         return None

@@ -307,7 +307,8 @@ def _is_handler_of(server: Any, control: Control) -> bool:
     thread = getattr(threading, "_active", {}).get(threading.get_ident())
     target = getattr(thread, "_target", None)
     target = getattr(target, "__wrapped__", target)  # counted for max_threads
-    return getattr(target, "__self__", None) is server
+    # Not any method of the server: a thread is made of drain() itself.
+    return target is not None and target == getattr(server, "process_request_thread", None)
 
 
 # --- waiting

@@ -4,7 +4,7 @@ Threads: for any, under the GIL, as whatever closes a descriptor.
 """
 
 from fastsock cimport _sys
-from fastsock._channel cimport Channel
+from fastsock._channel cimport Channel, channel_if
 from fastsock._ledger cimport IDLE, ChildRecord, Ledger, Record
 
 cdef enum:
@@ -23,7 +23,7 @@ def wake_idle(Ledger ledger not None):
         if type(record) is not Channel or record.doing != IDLE or record.woken:
             continue
         channel = <Channel> record
-        descriptor = channel.descriptor if channel.descriptor >= 0 else channel.handed
+        descriptor = channel.owned()
         if descriptor >= 0 and channel.is_between_messages(descriptor):
             channel.woken = True
             channel.cut(_sys.SHUT_RD)
@@ -46,6 +46,12 @@ def cut_off(Ledger ledger not None):
     for record in ledger.records():
         if type(record) is not ChildRecord:
             record.cut(_sys.SHUT_RDWR)
+
+
+def may_have_replied(request):
+    """Whether something was written to it, as far as is known."""
+    cdef Channel channel = channel_if(request)
+    return channel is None or channel.handed_over or channel.sent > 0
 
 
 def drop(int descriptor, size_t most):

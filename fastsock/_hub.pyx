@@ -400,14 +400,14 @@ cdef class Hub(Descriptors):
             channel.send_behind(connection)
         return count
 
-    cdef Way way(self, Endpoint channel) noexcept:
+    cdef Way way(self, Endpoint channel) except *:
         cdef Slot slot = channel.slot
         cdef Py_ssize_t count
         if slot is not None and slot.sender is not None:
             return BUSY
         if self.held and self.sender is channel:
-            count = _sys.send(channel.descriptor if channel.descriptor >= 0 else channel.handed,
-                              self.outgoing, self.held, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
+            count = _sys.send(channel.owned(), self.outgoing, self.held,
+                              _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count > 0:
                 self.held -= <size_t> count
                 memmove(self.outgoing, self.outgoing + count, self.held)

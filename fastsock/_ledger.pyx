@@ -235,6 +235,9 @@ cdef class Ledger:
                 pass  # no memory
 
     cdef void enter(self, Record record, object peer) noexcept:
+        if record.since != 0:  # a get_request() returns a connection that it has returned before
+            record.end()
+            record.received = record.sent = 0
         record.peer = peer
         record.since = monotonic()
         self.link(record)
@@ -263,6 +266,8 @@ cdef class Ledger:
 
     cdef int count_peer(self, object peer, int step) except -1:
         key = self.peer_key(peer)
+        if key is None:
+            return 0
         count = self.peers.get(key, 0) + step
         if count > 0:
             self.peers[key] = count
@@ -295,6 +300,7 @@ cdef class Ledger:
     def enter_other(self, request, peer):
         """Enter a request that is no Connection; it ends with the object, if not before."""
         cdef OtherRecord record
+        self.end_other(request)  # a get_request() may return it more than once
         number = id(request)
         others = self.others
         record = OtherRecord.__new__(OtherRecord)

@@ -23,6 +23,8 @@ def linger(request: Any) -> None:
     """Drop what comes until the peer closes, within limits. Its writing has been shut down."""
     if not isinstance(request, _socket_type) or (descriptor := request.fileno()) < 0:
         return
+    if not _ending.may_have_replied(request):
+        return  # there is no reply to be lost: one that was refused is not to keep the loop
     deadline = time.monotonic() + SECONDS
     # A copy: its number does not become somebody else's while it is waited for.
     with contextlib.suppress(OSError):

@@ -268,7 +268,7 @@ def _real_close(self):
         else:
             if channel.waiter is not None:
                 channel.waiter.forget(channel)
-            channel.handed = -1
+            channel.heir = None
             channel.end()
             try:
                 _socket_close(self)
@@ -284,7 +284,7 @@ def detach(self):
         channel.settle(self)
         channel.waiter.forget(channel)
     self._closed = True
-    channel.handed = -1
+    channel.heir = None
     if channel.handed_over:
         descriptor = _socket_detach(self)
     else:

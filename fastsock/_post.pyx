@@ -73,7 +73,7 @@ def post(Record record not None, bytes data not None):
     if type(record) is not Channel or record.ledger is None:
         return False
     channel = <Channel> record
-    descriptor = channel.descriptor if channel.descriptor >= 0 else channel.handed
+    descriptor = channel.owned()
     if descriptor < 0:
         return False
     if channel.waiter is not None:

@@ -11,6 +11,7 @@ import _thread
 import os
 import signal
 import threading
+from _socket import socket as _socket_type
 from types import FrameType
 
 from fastsock._servers import BaseServer, _control_of, _loop_runs, _loops, serve_forever
@@ -111,6 +112,10 @@ class _Run:
                 serve_forever(*self._servers, poll_interval=poll_interval)
         except _Over:
             pass
+        except ValueError:
+            # The signal came before the loop began, and the drain has closed what it was to serve.
+            if not (self._drains and any(_is_closed(server) for server in self._servers)):
+                raise
         finally:
             self._serving = False
             with self._ending:  # from here on nothing is forced
@@ -186,6 +191,11 @@ class _Run:
         for number, before in self._before.items():
             signal.signal(number, _ignore if number == signal.SIGINT else before)
         self._before = {}
+
+
+def _is_closed(server: Any) -> bool:
+    sock = getattr(server, "socket", None)
+    return isinstance(sock, _socket_type) and sock.fileno() < 0
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

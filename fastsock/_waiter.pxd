@@ -22,7 +22,7 @@ cdef class Endpoint(Record):
     cdef object slot  # the waiter's
     cdef Deadlines deadlines  # None: there are none but the timeout of the socket
     cdef object failed  # what the sending of held bytes failed with: for the next call, or None
-    cdef int handed  # what the socket object was given, until it is closed or detached; or -1
+    cdef object heir  # a weak reference to the connection, once it was handed over; or None
     cdef unsigned char family
     cdef unsigned char kind
     cdef unsigned short proto
@@ -30,6 +30,7 @@ cdef class Endpoint(Record):
     cdef object behind  # bytes that are to be sent when nobody writes, or None
 
     cdef int current(self, object connection, nanoseconds *limit) except -2
+    cdef int owned(self) except -2
     cdef nanoseconds until(self, nanoseconds limit, bint writing,
                            nanoseconds begun) except? -2
     cdef int check(self, bint writing, nanoseconds begun) except -1
@@ -68,7 +69,7 @@ cdef class Waiter:
     cdef int settle(self, Endpoint channel, object connection) except -1
     cdef object take_held(self, Endpoint channel)
     cdef int forget(self, Endpoint channel) except -1
-    cdef Way way(self, Endpoint channel) noexcept
+    cdef Way way(self, Endpoint channel) except *
 
 
 cdef int fail(int error) except -1

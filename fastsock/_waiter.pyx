@@ -36,7 +36,7 @@ cdef class Endpoint(Record):
     """The descriptor of a connection, whose it is, and how long calls may take."""
 
     def __cinit__(self):
-        self.descriptor = self.handed = -1
+        self.descriptor = -1
         self.handed_over = True
         self.limit = NEVER
 
@@ -48,6 +48,14 @@ cdef class Endpoint(Record):
         timeout = _gettimeout(connection)
         limit[0] = NEVER if timeout is None else <nanoseconds> ceil(<double> timeout * 1e9)
         return _fileno(connection)
+
+    cdef int owned(self) except -2:
+        """The descriptor, asked for by others than who uses the connection; -1: it has none."""
+        if self.descriptor >= 0 or self.heir is None:
+            return self.descriptor
+        # Of the socket object, which may have been closed or detached by the base class's methods.
+        connection = self.heir()
+        return -1 if connection is None else _fileno(connection)
 
     cdef nanoseconds until(self, nanoseconds limit, bint writing, nanoseconds begun) except? -2:
         """When a call that began then, and has to wait, is to be given up; NEVER: it does not wait.
@@ -195,7 +203,7 @@ cdef class Waiter:
         """The descriptor is about to be closed or given away: who waits for it is woken."""
         raise NotImplementedError
 
-    cdef Way way(self, Endpoint channel) noexcept:
+    cdef Way way(self, Endpoint channel) except *:
         """What bytes of somebody else's would meet. For any thread.
 
         What is held back is sent before that is said, as far as the kernel takes it.

@@ -278,3 +278,45 @@ def test_a_socket_class_that_is_a_function(ss: ModuleType, first: str) -> None:
         cwd="/",
     )
     assert (done.stdout, done.stderr) == ("b'hello'\n", "")
+
+
+def test_a_request_that_computes_its_attributes(ss: ModuleType, make: Make) -> None:
+    """It is asked for nothing that the standard library does not ask for."""
+
+    class Request(FakeRequest):
+        def __getattr__(self, name: str) -> Any:
+            return {}[name]
+
+    def handle(handler: Any) -> None:
+        handler.request.calls.append("handle")
+
+    def get_request(server: Any) -> Any:
+        server.socket.accept()[0].close()
+        return request, "peer"
+
+    request = Request()
+    make_handler = type("Handler", (ss.BaseRequestHandler,), {"handle": handle})
+    server = make(ss.TCPServer, make_handler, get_request=get_request)
+    with connect(server):
+        server.handle_request()
+    assert request.calls == ["handle", ("shutdown", socket.SHUT_WR), "close"]
+
+
+def test_a_property_of_a_handler_is_not_asked_before_setup(ss: ModuleType, make: Make) -> None:
+    @property  # type: ignore[misc]
+    def idle_timeout(handler: Any) -> int:
+        return len({"set up": handler.is_set_up})
+
+    def setup(handler: Any) -> None:
+        handler.is_set_up = True
+        ss.StreamRequestHandler.setup(handler)
+
+    def handle(handler: Any) -> None:
+        handler.wfile.write(b"%d" % handler.idle_timeout)
+
+    attributes = {"idle_timeout": idle_timeout, "setup": setup, "handle": handle}
+    attributes["__getattr__"] = raise_key_error  # until there is a value
+    server = make(ss.TCPServer, type("Handler", (ss.StreamRequestHandler,), attributes))
+    with connect(server) as client:
+        server.handle_request()
+        assert receive(client) == b"1"
