@@ -14,8 +14,9 @@ from cpython.unicode cimport PyUnicode_FromString, PyUnicode_FromStringAndSize
 from libc.string cimport memset
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail, make_connection
+from fastsock._channel cimport make_connection
 from fastsock._genuine cimport Genuine
+from fastsock._waiter cimport fail
 
 cdef extern from "Python.h":
     ctypedef object (*descrgetfunc)(PyObject *, PyObject *, PyObject *)

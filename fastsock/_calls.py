@@ -1,6 +1,7 @@
 """The calls of a socket object, made so that they wait by a function instead of blocking.
 
-The function is (descriptor, read, write, seconds) -> ready; a hub's, see ``_channel.waiting()``.
+The function is (descriptor, read, write, seconds, copy) -> ready; a hub's, see
+``_visitors.waiting()``.
 The socket's timeout is that of a whole call. Nothing here is used where there are no tasks.
 """
 
@@ -14,18 +15,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from fastsock import _channel
+from fastsock import _methods, _visitors
+from fastsock._channel import Channel
 from fastsock._types import Any
 
-Wait = Callable[[int, bool, bool, "float | None"], bool]
+Wait = Callable[..., bool]
 
-# By id() of a socket: the copies of its descriptor that are waited for, to be woken by close().
-_copies: dict[int, list[int]] = {}
+#: with which recvmsg(2) never waits
+MSG_ERRQUEUE = 0x2000
+#: bytes of a file that are sent at once, between which others may run
+PIECE = 1 << 18
 
 
-def copies_of(sock: Any) -> list[int]:
-    """The descriptors that callers wait for who wait for a socket."""
-    return list(_copies.get(id(sock), ()))
+def _channel_of(sock: Any) -> Channel | None:
+    channel = getattr(sock, "_channel", None)
+    return channel if isinstance(channel, Channel) else None
 
 
 class _Attempts:
@@ -46,21 +50,25 @@ class _Attempts:
         Raises:
             TimeoutError: the time is over.
         """
-        if hasattr(self._sock, "_channel") and _channel.suspends(self._sock):
-            _channel.await_ready(self._sock, writing)  # whom a close() of the Connection wakes
+        channel = _channel_of(self._sock)
+        if channel is not None and _methods.suspends(self._sock):
+            _methods.await_ready(self._sock, writing, self.left())
             return
-        # A copy: its number is not to become somebody else's while it is waited for.
-        copy = os.dup(self.descriptor())
-        copies = _copies.setdefault(id(self._sock), [])
-        copies.append(copy)
+        whom = self._sock if channel is None else channel
+        if not _visitors.wait_by(self._wait, whom, self.descriptor(), writing, self.left()):
+            raise TimeoutError("timed out")
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Between what other tasks send, and not in the middle of it."""
+        if self.limit == 0 or _channel_of(self._sock) is None:
+            yield
+            return
+        _methods.begin_sending(self._sock, self.left())
         try:
-            if not self._wait(copy, not writing, writing, self.left()):
-                raise TimeoutError("timed out")
+            yield
         finally:
-            os.close(copy)
-            copies.remove(copy)
-            if not copies:
-                _copies.pop(id(self._sock), None)
+            _methods.end_sending(self._sock)
 
     def pause(self) -> None:
         """Wait for a moment, where the kernel has nothing to wait for."""
@@ -114,19 +122,25 @@ class _Attempts:
             try:
                 return self.once(name, *arguments, flags)
             except BlockingIOError:
-                if self.limit == 0:
+                if self.limit == 0 or (self.limit is None and flags & MSG_ERRQUEUE):
                     raise
             self.wait(False)
 
-    def send(self, data: Any, flags: int, *address: Any, all_of_it: bool, sent: int = 0) -> int:
-        """Send bytes, from the sent-th on; without a timeout until all are taken, as send(2)."""
+    def send(self, data: Any, flags: int, *address: Any, all_of_it: bool) -> int:
+        """Send bytes; without a timeout until all are taken, as send(2)."""
+        with self.sending():
+            return self.send_rest(data, flags, *address, all_of_it=all_of_it)
+
+    def send_rest(
+        self, data: Any, flags: int, *address: Any, all_of_it: bool, sent: int = 0
+    ) -> int:
         name = "sendto" if address else "send"
         if self.limit != 0:
             flags |= socket.MSG_DONTWAIT
         with memoryview(data) as view, view.cast("B") as left:
             while True:
                 try:
-                    sent += self.once(name, left[sent:], flags, *address)
+                    taken = self.once(name, left[sent:], flags, *address)
                 except BlockingIOError:
                     if self.limit == 0:
                         raise
@@ -135,8 +149,10 @@ class _Attempts:
                         return sent  # the next call meets it
                     raise
                 else:
+                    sent += taken
                     if sent >= len(left) or not (all_of_it or self.limit is None):
                         return sent
+                    _visitors.take_turn(taken)
                     continue
                 try:
                     self.wait(True)
@@ -232,7 +248,13 @@ def sendmsg(
 ) -> int:
     """Ancillary data goes once, with the first bytes; what those leave follows without."""
     attempts = _Attempts(sock, wait)
-    pieces, ancillary = list(buffers), list(ancdata)
+    with attempts.sending():
+        return _sendmsg(attempts, list(buffers), list(ancdata), flags, address)
+
+
+def _sendmsg(
+    attempts: _Attempts, pieces: list[Any], ancillary: list[Any], flags: int, address: Any
+) -> int:
     dont_wait = flags if attempts.limit == 0 else flags | socket.MSG_DONTWAIT
     while True:
         try:
@@ -246,7 +268,7 @@ def sendmsg(
         return sent
     data = b"".join(pieces)
     to = () if address is None else (address,)
-    return attempts.send(data, flags, *to, all_of_it=False, sent=sent)
+    return attempts.send_rest(data, flags, *to, all_of_it=False, sent=sent)
 
 
 def accept(sock: Any, wait: Wait) -> tuple[int, Any]:
@@ -304,21 +326,23 @@ def sendfile(sock: Any, wait: Wait, file: Any, offset: int = 0, count: int | Non
         return by_send
     total = 0
     try:
-        while size:
-            wanted = min(size if count is None else count - total, 1 << 30)
-            if wanted <= 0:
-                break
-            attempts = _Attempts(sock, wait)
-            try:
-                with attempts.nonblocking() as guest:
-                    taken = os.sendfile(guest.fileno(), source, offset, wanted)
-            except BlockingIOError:
-                attempts.wait(True)
-                continue
-            if taken == 0:
-                break
-            offset += taken
-            total += taken
+        with _Attempts(sock, wait).sending():
+            while size:
+                wanted = PIECE if count is None else min(count - total, PIECE)
+                if wanted <= 0:
+                    break
+                _visitors.take_turn(wanted)
+                attempts = _Attempts(sock, wait)
+                try:
+                    with attempts.nonblocking() as guest:
+                        taken = os.sendfile(guest.fileno(), source, offset, wanted)
+                except BlockingIOError:
+                    attempts.wait(True)
+                    continue
+                if taken == 0:
+                    break
+                offset += taken
+                total += taken
         return total
     finally:
         if total and hasattr(file, "seek"):

@@ -2,8 +2,8 @@
 
 A ``Connection`` (the ``socket.socket`` subclass of ``_connection.py``) has a ``Channel``. At first
 the channel owns the descriptor, and the socket object underneath is not initialised:
-``socket.socket(fileno=...)`` always calls getsockname(2). The methods here do without. The first
-method that isn't one of them hands the descriptor over to the socket object, which owns it from
+``socket.socket(fileno=...)`` always calls getsockname(2). The methods in ``_methods`` do without.
+The first that isn't one of them hands the descriptor over to the socket object, which owns it from
 then on; the channel asks it for the descriptor and the timeout at every call.
 
 Every read and write does: system call; on EAGAIN wait for the descriptor; again. A connection
@@ -19,17 +19,17 @@ import _socket
 import warnings
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from cpython.number cimport PyNumber_Index
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, PyObject
 from libc.limits cimport INT_MAX
 from libc.math cimport ceil
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._clock cimport MILLISECOND, NEVER, SECOND, deadline_of, monotonic, nanoseconds
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
+from fastsock._visitors cimport forget, transfer_by, waiting
+from fastsock._waiter cimport NOTHING, OVERDUE, Endpoint, fail
 
 cdef extern from "Python.h":
     ctypedef object (*newfunc)(PyTypeObject *, PyObject *, PyObject *)
@@ -45,37 +45,15 @@ cdef enum:
     # less time than it takes to get a contended GIL back (ARCHITECTURE.md has what was measured).
     SENT_WITH_GIL = 1 << 15
     SCRATCH = 4096
-    LONGEST_TIMEOUT = 1_000_000  # seconds; what is longer is left to socket.settimeout()
 
 cdef object _init = _socket.socket.__init__
 cdef object _fileno = _socket.socket.fileno
-cdef object _gettimeout = _socket.socket.gettimeout
 cdef object _settimeout = _socket.socket.settimeout
-cdef object _recv = _socket.socket.recv
-cdef object _recv_into = _socket.socket.recv_into
-cdef object _setblocking = _socket.socket.setblocking
-cdef object _shutdown = _socket.socket.shutdown
-cdef object _socket_close = _socket.socket.close
-cdef object _socket_detach = _socket.socket.detach
 cdef object _getdefaulttimeout = _socket.getdefaulttimeout
 cdef tuple _NOTHING = ()
 
 
-def _blocks():
-    return None
-
-
-cdef object _how_to_wait = _blocks
-
-
-cdef int fail(int error) except -1:
-    """Raise the OSError subclass of an errno value that was read right after the call."""
-    _sys.errno = error
-    PyErr_SetFromErrno(OSError)
-    return -1
-
-
-cdef int _set_nonblocking(int descriptor, bint on) noexcept nogil:
+cdef int set_nonblocking(int descriptor, bint on) noexcept nogil:
     """One system call, where fcntl(2) would take two."""
     cdef int flag = on
     return _sys.ioctl(descriptor, _sys.FIONBIO, &flag)
@@ -108,98 +86,16 @@ cdef size_t _at_once(int descriptor, void *buffer, size_t size) noexcept:
 
     Not by a recv(2) that may find none: it would take an error of the connection with it.
     """
-    cdef size_t waiting = _waiting(descriptor)
+    cdef size_t there = _waiting(descriptor)
     cdef Py_ssize_t count
-    if waiting == 0:
+    if there == 0:
         return 0
-    count = _sys.recv(descriptor, buffer, min(size, waiting), _sys.MSG_DONTWAIT)
+    count = _sys.recv(descriptor, buffer, min(size, there), _sys.MSG_DONTWAIT)
     return 0 if count < 0 else <size_t> count  # another thread was there first
 
 
-cdef nanoseconds _deadline(nanoseconds limit):
-    return NEVER if limit == NEVER or limit == 0 else monotonic() + limit
-
-
-cdef class Borrower:
-    """What may have its bytes in the buffer that a waiter shares out, until it is told."""
-
-    cdef int give_back(self) except -1:
-        """Take what is still wanted out of the shared buffer: somebody else gets it."""
-        return 0
-
-
-cdef class Waiter:
-    """Where the connections of a multiplexing server wait, in the place of their thread.
-
-    An interface, of which no instance is made: ``_hub.Hub`` has all of the methods. They do what
-    those of ``Channel`` with the same name do, and are called only where ``here()`` is true: by a
-    thread, and a green thread of it, that the waiter can suspend. Any thread may call
-    ``wake_all()``, ``take_held()`` and ``forget()``.
-    """
-
-    cdef bint here(self) noexcept:
-        return False
-
-    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
-                            int flags) except -1:
-        raise NotImplementedError
-
-    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
-                                      size_t size, int flags, Borrower borrower) except -1:
-        """receive(), which returns OVERDUE or NOTHING instead of raising an error that says so.
-
-        into: NULL: up to size bytes, fewer if the shared buffer is smaller, come to where lent()
-        says. They stay there until borrower.give_back() is called.
-        """
-        raise NotImplementedError
-
-    cdef char *lent(self) noexcept:
-        return NULL
-
-    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
-        """Whether it has put bytes behind those that are held back already, as send() would."""
-        return False
-
-    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
-                         int flags, bint all_of_it) except -1:
-        raise NotImplementedError
-
-    cdef object running(self):
-        """The task that runs."""
-        raise NotImplementedError
-
-    cdef int queue_on(self, list waiting) except -1:
-        """Put the task that runs on a list, and suspend it until wake_all() of that."""
-        raise NotImplementedError
-
-    cdef int wake_all(self, list waiting) except -1:
-        """Wake those on the list, and empty it. For any thread."""
-        raise NotImplementedError
-
-    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
-        """Wait until a receive, or a send, would probably not have to: for calls not of ours."""
-        raise NotImplementedError
-
-    cdef int settle(self, Channel channel, object connection) except -1:
-        """Send what was taken from send() and is held back."""
-        raise NotImplementedError
-
-    cdef object take_held(self, Channel channel):
-        """Bytes, or None: what settle() would send, for a thread that cannot call it to send."""
-        raise NotImplementedError
-
-    cdef int forget(self, Channel channel) except -1:
-        """The descriptor is about to be closed or given away: who waits for it is woken."""
-        raise NotImplementedError
-
-
-cdef class Channel:
+cdef class Channel(Endpoint):
     """The descriptor of a connection; one per connection."""
-
-    def __cinit__(self):
-        self.descriptor = -1
-        self.handed_over = True
-        self.limit = NEVER
 
     def __del__(self):
         # The connection was dropped without close(): as socket.socket does.
@@ -215,15 +111,6 @@ cdef class Channel:
     cdef bint has_packets(self) noexcept:
         """Whether a receive into too small a buffer may lose bytes."""
         return self.kind != _sys.SOCK_STREAM
-
-    cdef int current(self, object connection, nanoseconds *limit) except -2:
-        """The descriptor, and how long a call may take."""
-        if not self.handed_over:
-            limit[0] = self.limit
-            return self.descriptor
-        timeout = _gettimeout(connection)
-        limit[0] = NEVER if timeout is None else <nanoseconds> ceil(<double> timeout * 1e9)
-        return _fileno(connection)
 
     cdef int not_ready(self, nanoseconds deadline) except -1:
         """poll(2) said that it is ready and the call that it isn't: perhaps for good."""
@@ -249,7 +136,7 @@ cdef class Channel:
         self.handed_over = True
         self.descriptor = -1
         if self.limit != NEVER or _getdefaulttimeout() is not None:
-            _settimeout(connection, _seconds(self.limit))
+            _settimeout(connection, seconds_of(self.limit))
         return 0
 
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
@@ -260,8 +147,8 @@ cdef class Channel:
                 return self.waiter.receive(self, connection, <char *> buffer, size, flags)
             wait = self.guest(connection)
             if wait is not None:
-                return self.transfer_by(wait, connection, False, <char *> buffer, size, flags,
-                                        False)
+                return transfer_by(wait, self, connection, False, <char *> buffer, size, flags,
+                                   False)
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
         cdef Py_ssize_t count
@@ -275,7 +162,7 @@ cdef class Channel:
             if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                 fail(error)
         count = self.transfer(connection, _sys.POLLIN, <char *> buffer, size, flags,
-                              _deadline(limit), &error)
+                              deadline_of(limit), &error)
         if error:
             fail(error)
         # The sender is ahead of us: the next bytes will probably be there.
@@ -299,8 +186,8 @@ cdef class Channel:
                 return self.waiter.send(self, connection, data, size, flags, all_of_it)
             wait = self.guest(connection)
             if wait is not None:
-                return self.transfer_by(wait, connection, True, <char *> data, size, flags,
-                                        all_of_it)
+                return transfer_by(wait, self, connection, True, <char *> data, size, flags,
+                                   all_of_it)
         cdef nanoseconds limit, deadline
         cdef int descriptor = self.current(connection, &limit)
         cdef size_t sent = 0
@@ -316,7 +203,7 @@ cdef class Channel:
                 error = _sys.errno
                 if error != _sys.EINTR and (error != _sys.EAGAIN or limit == 0):
                     fail(error)
-        deadline = _deadline(limit)
+        deadline = deadline_of(limit)
         while True:
             sent += self.transfer(connection, _sys.POLLOUT, <char *> data + sent, size - sent,
                                   flags | _sys.MSG_NOSIGNAL, deadline, &error)
@@ -390,63 +277,25 @@ cdef class Channel:
         or in a task of another thread's, a function (descriptor, read, write, seconds) -> ready.
         """
         self.settle_for_another(connection)
-        return _how_to_wait()
-
-    cdef Py_ssize_t transfer_by(self, object wait, object connection, bint writing, char *data,
-                                size_t size, int flags, bint all_of_it) except -1:
-        """receive(), or send(), that waits by a function."""
-        cdef nanoseconds limit
-        cdef int descriptor = self.current(connection, &limit)
-        cdef nanoseconds deadline = _deadline(limit)
-        cdef size_t done = 0
-        cdef Py_ssize_t count
-        cdef int error, copy
-        flags |= _sys.MSG_DONTWAIT
-        while True:
-            if writing:
-                count = _sys.send(descriptor, data + done, size - done, flags | _sys.MSG_NOSIGNAL)
-            else:
-                count = _sys.recv(descriptor, data, size, flags)
-            error = _sys.errno
-            if count >= 0:
-                done += <size_t> count
-                if not writing or done >= size or (limit != NEVER and not all_of_it):
-                    return done
-                continue
-            if error == _sys.EINTR:
-                PyErr_CheckSignals()
-            elif error != _sys.EAGAIN or limit == 0:
-                if done and not all_of_it:
-                    return done
-                fail(error)
-            else:
-                # A copy: the number is not to become somebody else's while it is waited for.
-                copy = _sys.fcntl(descriptor, _sys.F_DUPFD_CLOEXEC, 0)
-                if copy < 0:
-                    fail(_sys.errno)
-                try:
-                    left = None
-                    if deadline != NEVER:
-                        left = max(<double> deadline - monotonic(), 0) / 1e9
-                    if not wait(copy, not writing, writing, left):
-                        raise TimeoutError("timed out")
-                finally:
-                    _sys.close(copy)
-            descriptor = self.current(connection, &limit)
+        return waiting()
 
     cdef int close(self) except -1:
         """Close a descriptor that is still ours. Never twice: it may be somebody else's then."""
         if self.waiter is not None:
             self.waiter.forget(self)
         cdef int descriptor = self.descriptor
+        cdef int error = 0
         self.descriptor = -1
         # Without SO_LINGER, which setsockopt() alone sets, close(2) does not wait.
-        if descriptor >= 0 and _sys.close(descriptor) < 0 and _sys.errno != _sys.ECONNRESET:
-            fail(_sys.errno)
+        if descriptor >= 0 and _sys.close(descriptor) < 0:
+            error = _sys.errno
+        forget(self)
+        if error != 0 and error != _sys.ECONNRESET:
+            fail(error)
         return 0
 
 
-cdef object _seconds(nanoseconds limit):
+cdef object seconds_of(nanoseconds limit):
     """A timeout as socket.gettimeout() gives it."""
     if limit == NEVER:
         return None
@@ -474,7 +323,7 @@ cdef object make_connection(object cls, int descriptor, int family, int kind, in
     timeout = _getdefaulttimeout()
     if timeout is not None:
         channel.limit = <nanoseconds> ceil(<double> timeout * 1e9)
-        if _set_nonblocking(descriptor, True) < 0:
+        if set_nonblocking(descriptor, True) < 0:
             fail(_sys.errno)
     channel.handed_over = False
     channel.eager = True
@@ -520,101 +369,14 @@ def adopt(cls, connection):
     except BaseException:
         _sys.close(descriptor)
         raise
-    if timeout != gettimeout(adopted):
-        settimeout(adopted, timeout)
+    if timeout != adopted.gettimeout():
+        adopted.settimeout(timeout)
     return adopted
 
 
 def initialised(connection):
     """Give a Connection that was made like any socket (by dup(), by a program) its channel."""
     connection._channel = Channel.__new__(Channel)
-
-
-def handed_over(connection):
-    """Have the socket object underneath own the descriptor; for every method that isn't here."""
-    channel_of(connection).hand_over(connection)
-
-
-def flush_writer(connection):
-    """Send what the connection's wfile holds back, if it has one that does."""
-    cdef Channel channel = channel_of(connection)
-    writer = None if channel.writer is None else channel.writer()
-    if writer is not None and not writer.closed:
-        writer.flush()
-
-
-def set_number(connection, tuple arguments):
-    """socket.setsockopt() of a number; false where that is for the socket object.
-
-    Other values may make close() wait (struct linger), or are wrong.
-    """
-    cdef Channel channel = channel_of(connection)
-    cdef int level, name, value
-    if channel.descriptor < 0 or len(arguments) != 3 or not all(map(_is_int, arguments)):
-        return False
-    level, name, value = arguments
-    channel.settle(connection)  # TCP_CORK and the like are between one write and the next
-    if _sys.setsockopt(channel.descriptor, level, name, &value, sizeof(value)) < 0:
-        fail(_sys.errno)
-    return True
-
-
-def _is_int(value):
-    return type(value) in (int, bool) and -INT_MAX <= value <= INT_MAX
-
-
-def ask(waiting):
-    """waiting(): how the caller waits, see ``Channel.guest()``."""
-    global _how_to_wait
-    _how_to_wait = waiting
-
-
-def waiting():
-    """How the caller waits for (descriptor, read, write, seconds); None: it may simply block."""
-    return _how_to_wait()
-
-
-def share_waiter(connection, other):
-    """Have another connection, made of the same one by dup(), wait where this one does."""
-    channel_of(other).waiter = channel_of(connection).waiter
-
-
-def settle(connection):
-    """Have what a task has written leave; nothing to do elsewhere."""
-    channel_of(connection).settle(connection)
-
-
-def suspends(connection):
-    """Whether the caller is a task that waits for this connection through a hub."""
-    cdef Channel channel = channel_of(connection)
-    return channel.waiter is not None and channel.waiter.here()
-
-
-def await_ready(connection, bint writing):
-    """In such a task, wait until a call that isn't ours would probably not."""
-    cdef Channel channel = channel_of(connection)
-    if channel.waiter is not None and channel.waiter.here():
-        channel.waiter.await_ready(channel, connection, writing)
-
-
-def lazily(connection):
-    """(family, type, proto) of a connection whose socket object knows none, or None."""
-    cdef Channel channel = channel_of(connection)
-    return None if channel.handed_over else (channel.family, channel.kind, channel.proto)
-
-
-# The methods of Connection; each does what the method of socket.socket with its name does.
-
-
-def recv(self, bufsize, flags=0, /):
-    """Receive up to bufsize bytes; see ``socket.socket.recv``."""
-    cdef Channel channel = channel_of(self)
-    cdef Py_ssize_t size = bufsize
-    cdef int c_flags = PyNumber_Index(flags)
-    if size <= 0:
-        channel.hand_over(self)
-        return _recv(self, size, c_flags)
-    return receive_bytes(channel, self, size, c_flags)
 
 
 cdef char _scratch[SCRATCH]
@@ -672,146 +434,3 @@ cdef object receive_bytes(Channel channel, object connection, Py_ssize_t size, i
     received = <object> data
     Py_DECREF(received)
     return received
-
-
-def recv_into(self, buffer, nbytes=0, flags=0):
-    """Receive into a writable buffer; see ``socket.socket.recv_into``."""
-    cdef Channel channel = channel_of(self)
-    cdef Py_ssize_t size = nbytes
-    cdef int c_flags = PyNumber_Index(flags)
-    cdef Py_buffer view
-    try:
-        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
-    except (BufferError, TypeError):
-        channel.hand_over(self)
-        return _recv_into(self, buffer, size, c_flags)  # with its own error
-    try:
-        if size == 0:
-            size = view.len
-        if size <= 0 or size > view.len:
-            channel.hand_over(self)
-            return _recv_into(self, buffer, nbytes, c_flags)
-        return channel.receive(self, view.buf, size, c_flags)
-    finally:
-        PyBuffer_Release(&view)
-
-
-cdef Py_ssize_t _send(object connection, object data, object flags, bint all_of_it) except -1:
-    cdef Channel channel = channel_of(connection)
-    cdef int c_flags = PyNumber_Index(flags)
-    cdef Py_buffer view
-    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    try:
-        return channel.send(connection, <char *> view.buf, view.len, c_flags, all_of_it)
-    finally:
-        PyBuffer_Release(&view)
-
-
-def send(self, data, flags=0, /):
-    """Send bytes, return how many were taken; see ``socket.socket.send``."""
-    return _send(self, data, flags, False)
-
-
-def sendall(self, data, flags=0, /):
-    """Send all bytes; see ``socket.socket.sendall``."""
-    _send(self, data, flags, True)
-
-
-def fileno(self):
-    """The descriptor; -1 once it is closed. See ``socket.socket.fileno``."""
-    cdef Channel channel = channel_of(self)
-    channel.settle(self)  # who asks may write to it by other ways
-    return _fileno(self) if channel.handed_over else channel.descriptor
-
-
-def gettimeout(self):
-    """Seconds, None without a timeout, 0.0 when non-blocking; see ``socket.socket.gettimeout``."""
-    cdef Channel channel = channel_of(self)
-    return _gettimeout(self) if channel.handed_over else _seconds(channel.limit)
-
-
-def settimeout(self, timeout, /):
-    """Set the seconds that each operation may take; see ``socket.socket.settimeout``."""
-    cdef Channel channel = channel_of(self)
-    cdef nanoseconds limit = NEVER
-    cdef double seconds
-    if timeout is not None:
-        if type(timeout) is not float and type(timeout) is not int:
-            channel.hand_over(self)
-        elif not 0 <= timeout <= LONGEST_TIMEOUT:
-            channel.hand_over(self)
-    channel.settle(self)  # with the timeout that it was written with
-    if channel.handed_over or channel.descriptor < 0:
-        _settimeout(self, timeout)
-        return
-    if timeout is not None:
-        seconds = timeout
-        limit = <nanoseconds> ceil(seconds * 1e9)
-    if _set_nonblocking(channel.descriptor, limit != NEVER) < 0:
-        fail(_sys.errno)
-    channel.limit = limit
-
-
-def setblocking(self, flag, /):
-    """``settimeout(None)`` or ``settimeout(0)``; see ``socket.socket.setblocking``."""
-    if type(flag) is not bool and type(flag) is not int:
-        channel_of(self).hand_over(self)
-        _setblocking(self, flag)  # which objects it takes depends on the Python
-        return
-    settimeout(self, None if flag else 0.0)
-
-
-def getblocking(self):
-    """Whether a timeout is not zero; see ``socket.socket.getblocking``."""
-    return gettimeout(self) != 0.0
-
-
-def shutdown(self, how, /):
-    """End one direction or both; see ``socket.socket.shutdown``."""
-    cdef Channel channel = channel_of(self)
-    cdef int direction
-    channel.settle(self)
-    if channel.handed_over or channel.descriptor < 0:
-        _shutdown(self, how)
-        return
-    direction = PyNumber_Index(how)
-    if _sys.shutdown(channel.descriptor, direction) < 0:
-        fail(_sys.errno)
-
-
-def close(self):
-    """Close, at once or with the last file of makefile(); see ``socket.socket.close``."""
-    self._closed = True
-    if self._io_refs <= 0:
-        self._real_close()
-
-
-def _real_close(self):
-    cdef Channel channel = channel_of(self)
-    try:
-        channel.settle(self)
-    except OSError:
-        pass  # as ever, what the peer does not take any more is not told by close(2)
-    finally:
-        if not channel.handed_over:
-            channel.close()
-        else:
-            if channel.waiter is not None:
-                channel.waiter.forget(channel)
-            _socket_close(self)
-
-
-def detach(self):
-    """Give the descriptor away without closing it; see ``socket.socket.detach``."""
-    cdef Channel channel = channel_of(self)
-    cdef int descriptor
-    if channel.waiter is not None:
-        if channel.waiter.here():
-            channel.waiter.settle(channel, self)
-        channel.waiter.forget(channel)
-    self._closed = True
-    if channel.handed_over:
-        return _socket_detach(self)
-    descriptor = channel.descriptor
-    channel.descriptor = -1
-    return descriptor

@@ -30,3 +30,8 @@ cdef inline nanoseconds monotonic_coarse() noexcept nogil:
     cdef _sys.timespec time
     _sys.clock_gettime(_sys.CLOCK_MONOTONIC_COARSE, &time)
     return <nanoseconds> time.tv_sec * SECOND + time.tv_nsec
+
+
+cdef inline nanoseconds deadline_of(nanoseconds limit) noexcept nogil:
+    """Of a call that begins now and may take so long; NEVER, if it is not to wait at all."""
+    return NEVER if limit == NEVER or limit == 0 else monotonic() + limit

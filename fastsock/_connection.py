@@ -1,6 +1,6 @@
 """Connection: what a stream request is, a ``socket.socket`` made straight from accept(2).
 
-The methods that a request needs are those of ``fastsock._channel``; every other method of
+The methods that a request needs are those of ``fastsock._methods``; every other method of
 ``socket.socket`` first lets the socket object underneath take over the descriptor. Which of the
 two owns it cannot be seen from outside.
 """
@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from fastsock import _accept, _calls, _channel
+from fastsock import _accept, _calls, _channel, _methods, _visitors
 from fastsock._types import TYPE_CHECKING, Any
 
 #: the interpreter's own class; None where something else took its place before we were there
@@ -42,42 +42,42 @@ class Connection(_Base):
         _channel.initialised(self)
 
     if not TYPE_CHECKING:
-        recv = _channel.recv
-        recv_into = _channel.recv_into
-        send = _channel.send
-        sendall = _channel.sendall
-        fileno = _channel.fileno
-        gettimeout = _channel.gettimeout
-        settimeout = _channel.settimeout
-        getblocking = _channel.getblocking
-        setblocking = _channel.setblocking
-        shutdown = _channel.shutdown
-        close = _channel.close
-        detach = _channel.detach
-        _real_close = _channel._real_close
+        recv = _methods.recv
+        recv_into = _methods.recv_into
+        send = _methods.send
+        sendall = _methods.sendall
+        fileno = _methods.fileno
+        gettimeout = _methods.gettimeout
+        settimeout = _methods.settimeout
+        getblocking = _methods.getblocking
+        setblocking = _methods.setblocking
+        shutdown = _methods.shutdown
+        close = _methods.close
+        detach = _methods.detach
+        _real_close = _methods._real_close
 
         def setsockopt(self, *arguments):
-            if _Base.setsockopt is _setsockopt and _channel.set_number(self, arguments):
+            if _Base.setsockopt is _setsockopt and _methods.set_number(self, arguments):
                 return None
             return _setsockopt_of_socket_object(self, *arguments)
 
         @property
         def family(self):
-            fresh = _channel.lazily(self)
+            fresh = _methods.lazily(self)
             if fresh is None:
                 return _Base.family.fget(self)
             return _member(socket.AddressFamily, fresh[0])
 
         @property
         def type(self):
-            fresh = _channel.lazily(self)
+            fresh = _methods.lazily(self)
             if fresh is None:
                 return _Base.type.fget(self)
             return _member(socket.SocketKind, fresh[1])
 
         @property
         def proto(self):
-            fresh = _channel.lazily(self)
+            fresh = _methods.lazily(self)
             return _proto(self) if fresh is None else fresh[2]
 
         @property
@@ -99,10 +99,10 @@ class Connection(_Base):
 
         (Documented: ``socket.socket.sendfile``.)
         """
-        _channel.flush_writer(self)
-        wait = _channel.waiting()
+        _methods.flush_writer(self)
+        wait = _visitors.waiting()
         if wait is not None:
-            _channel.settle(self)
+            _methods.settle(self)
             return _calls.sendfile(self, wait, file, offset, count)
         return super().sendfile(file, offset, count)
 
@@ -110,7 +110,7 @@ class Connection(_Base):
         """As ``socket.socket.dup``; the copy waits where this one does."""
         copy = super().dup()
         if type(copy) is Connection:  # a program may have patched socket.socket
-            _channel.share_waiter(self, copy)
+            _methods.share_waiter(self, copy)
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -172,12 +172,12 @@ def _of_socket_object(name: str) -> Callable[..., Any]:
 
     @functools.wraps(getattr(_Base, name))
     def handing_over(self: Any, /, *args: Any, **keywords: Any) -> Any:
-        _channel.handed_over(self)
-        fresh = _channel.lazily(self)
+        _methods.handed_over(self)
+        fresh = _methods.lazily(self)
         if fresh is not None:
             _closed_underneath(self, *fresh)
         if waits is not None:
-            wait = _channel.waiting()
+            wait = _visitors.waiting()
             if wait is not None:
                 return waits(self, wait, *args, **keywords)
         # looked up anew: a program may have patched socket.socket since

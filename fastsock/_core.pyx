@@ -12,7 +12,6 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, realloc
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._accept cimport Accepted, accept_from
 from fastsock._control cimport (
@@ -26,6 +25,7 @@ from fastsock._datagram cimport descriptor_of
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
+from fastsock._waiter cimport fail
 from fastsock._worker cimport (
     Feeder,
     Pool,

@@ -25,10 +25,10 @@ from libc.string cimport memset
 from fastsock cimport _sys
 from fastsock._accept cimport is_datagram, known_family, peer_address
 from fastsock._accept import GENUINE
-from fastsock._channel cimport fail
 from fastsock._genuine cimport Genuine
 from fastsock._inbox cimport BATCH, Ancillary, Inbox, Known, Sender
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
+from fastsock._waiter cimport fail
 
 cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) except -1

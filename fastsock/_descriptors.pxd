@@ -1,6 +1,7 @@
-from fastsock._channel cimport flag
 from fastsock._clock cimport nanoseconds
-from fastsock._tasks cimport Scheduler, Task
+from fastsock._main_greenlet cimport MainScheduler
+from fastsock._tasks cimport Task
+from fastsock._waiter cimport flag
 
 
 cdef enum Messages:
@@ -9,7 +10,7 @@ cdef enum Messages:
     NONE  # a stream of bytes, but for TCP's urgent mark
 
 
-cdef class Descriptors(Scheduler)
+cdef class Descriptors(MainScheduler)
 
 
 cdef class Slot:
@@ -32,7 +33,7 @@ cdef class Slot:
     cdef Py_ssize_t receive(self, int descriptor, char *into, size_t size, int flags) noexcept
 
 
-cdef class Descriptors(Scheduler):
+cdef class Descriptors(MainScheduler):
     cdef void **table  # of slots, by place; they are not owned
     cdef unsigned int *generations
     cdef unsigned int room

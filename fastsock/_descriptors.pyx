@@ -16,13 +16,22 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from fastsock cimport _sys
-from fastsock._channel cimport fail
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
-from fastsock._tasks cimport CLOSED, READY, TIMED_OUT, WAITING, Scheduler, Task, deadline_after
+from fastsock._main_greenlet cimport MainScheduler
+from fastsock._tasks cimport CLOSED, READY, TIMED_OUT, WAITING, Task, deadline_after
+from fastsock._visitors cimport Copy
+from fastsock._waiter cimport fail
 
 cdef enum:
     # So often main runs signal handlers, which may have missed its wait.
     SIGNALS = 500 * MILLISECOND
+
+
+cdef int check(Copy copy) except -1:
+    """As ``forget_descriptor()`` tells who waits already."""
+    if copy is not None and copy.given_up:
+        fail(_sys.EBADF)
+    return 0
 
 
 @cython.no_gc_clear  # it takes itself out of the hub's table, also when the collector drops it
@@ -65,11 +74,11 @@ cdef class Slot:
         self.hub.give_up(self)
 
 
-cdef class Descriptors(Scheduler):
+cdef class Descriptors(MainScheduler):
     """A scheduler whose tasks wait for descriptors."""
 
     def __init__(self, *arguments):
-        Scheduler.__init__(self, *arguments)
+        MainScheduler.__init__(self, *arguments)
         self.free_places = []
         self.foreign = {}
 
@@ -91,7 +100,7 @@ cdef class Descriptors(Scheduler):
                 self.generations[place] += 1
                 self.free_places.append(place)
         self.foreign.clear()
-        Scheduler.abandon(self, tasks)
+        MainScheduler.abandon(self, tasks)
 
     cdef Slot slot_of_event(self, unsigned int place, unsigned int generation):
         """Whose event it is; None: of a descriptor that was closed since."""
@@ -211,10 +220,11 @@ cdef class Descriptors(Scheduler):
             self.rearm(slot)
         return 0
 
-    def wait_for_descriptor(self, int descriptor, bint read, bint write, seconds):
+    def wait_for_descriptor(self, int descriptor, bint read, bint write, seconds, Copy copy=None):
         """Suspend the current task until a descriptor is ready; false after so many seconds.
 
-        Raises OSError (EBADF): it is none, or ``forget_descriptor()`` was called.
+        copy: what the descriptor is of. Raises OSError (EBADF): it is none, or the copy is given
+        up, or ``forget_descriptor()`` was called.
         """
         cdef Task task = self.current
         cdef nanoseconds deadline = NEVER
@@ -222,6 +232,7 @@ cdef class Descriptors(Scheduler):
         if seconds is not None:
             deadline = deadline_after(seconds)
         self.settle_all()
+        check(copy)
         slot = self.watch(task, descriptor, read, write)
         if slot is None:
             return True
@@ -234,7 +245,7 @@ cdef class Descriptors(Scheduler):
             fail(_sys.EBADF)
         return task.outcome != TIMED_OUT
 
-    def wait_in_main(self, int descriptor, bint read, bint write, seconds):
+    def wait_in_main(self, int descriptor, bint read, bint write, seconds, Copy copy=None):
         """As ``wait_for_descriptor()``, of main: the tasks go on. Signal handlers run meanwhile."""
         cdef Task task = self.main
         cdef int outcome
@@ -244,6 +255,7 @@ cdef class Descriptors(Scheduler):
             deadline = deadline_after(seconds)
         self.account(task)
         while True:
+            check(copy)
             outcome = self.wait_a_while(task, descriptor, read, write,
                                         sooner(deadline, now + SIGNALS))
             if outcome == CLOSED:
@@ -267,7 +279,7 @@ cdef class Descriptors(Scheduler):
         self.fired = self.interrupted = False
         try:
             self.rearm(slot)
-            self.set_timer(task)
+            self.timers.set(task)
             while task.outcome == WAITING and not self.interrupted:
                 self.step()
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from fastsock import _accept, _calls, _channel, _hubs, _tls
+from fastsock import _accept, _calls, _hubs, _tls, _visitors
 from fastsock._connection import Connection, reduce_as_socket
 from fastsock._types import Any
 
@@ -21,7 +21,7 @@ def _method(name: str) -> Any:
     by = getattr(_calls, name)
 
     def method(self: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        wait = _channel.waiting()
+        wait = _visitors.waiting()
         if wait is None:
             return getattr(super(Guest, self), name)(*arguments, **keywords)
         hub = _hubs.here()
@@ -42,22 +42,25 @@ class Guest(_accept.GENUINE or object):  # type: ignore[misc]
     __slots__ = ()
 
     def _accept(self) -> Any:
-        wait = _channel.waiting()
+        wait = _visitors.waiting()
         return super()._accept() if wait is None else _calls.accept(self, wait)
 
     def accept(self) -> Any:
         accepted, address = super().accept()
-        if _channel.waiting() is not None:
+        if _visitors.waiting() is not None:
             adopt(accepted)
         return accepted, address
 
     def detach(self) -> Any:
-        _wake(self)
-        return super().detach()
+        descriptor = super().detach()
+        _visitors.forget(self)
+        return descriptor
 
     def _real_close(self, *arguments: Any, **keywords: Any) -> None:
-        _wake(self)
-        super()._real_close(*arguments, **keywords)
+        try:
+            super()._real_close(*arguments, **keywords)
+        finally:
+            _visitors.forget(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce_as_socket(self, Guest) or super().__reduce_ex__(protocol)
@@ -81,12 +84,6 @@ for _name in (
     setattr(Guest, _name, _method(_name))
 Guest.__name__ = Guest.__qualname__ = "socket"
 Guest.__module__ = "socket"
-
-
-def _wake(sock: Any) -> None:
-    """Its descriptor is about to be closed or given away: who waits for it is woken."""
-    for copy in _calls.copies_of(sock):
-        _hubs.forget_descriptor(copy)
 
 
 _made: dict[type, type | None] = {}  # by the program's class; None: it cannot be derived from

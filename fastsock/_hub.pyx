@@ -19,10 +19,11 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._channel cimport NOTHING, OVERDUE, Borrower, Channel, channel_of, fail
+from fastsock._channel cimport channel_of
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
+from fastsock._waiter cimport NOTHING, OVERDUE, Borrower, Endpoint, fail
 
 cdef enum:
     INCOMING = 1 << 16
@@ -127,7 +128,7 @@ cdef class Hub(Descriptors):
 
     # Descriptors
 
-    cdef Slot enrol(self, Channel channel, int descriptor):
+    cdef Slot enrol(self, Endpoint channel, int descriptor):
         """The slot of a channel's descriptor."""
         cdef Slot slot = channel.slot
         if slot is not None:
@@ -146,7 +147,7 @@ cdef class Hub(Descriptors):
         channel.slot = slot
         return slot
 
-    cdef int forget(self, Channel channel) except -1:
+    cdef int forget(self, Endpoint channel) except -1:
         """For any thread."""
         cdef Slot slot = channel.slot
         cdef Task task
@@ -196,19 +197,21 @@ cdef class Hub(Descriptors):
             fail(_sys.EBADF)
         return task.outcome
 
-    cdef int await_ready(self, Channel channel, object connection, bint writing) except -1:
-        """Wait until a receive or a send would probably not; for calls that aren't ours."""
-        cdef nanoseconds limit, deadline = 0
+    cdef int await_ready(self, Endpoint channel, object connection, bint writing,
+                         nanoseconds deadline) except -1:
+        cdef nanoseconds limit
         cdef _sys.pollfd asked
         cdef Slot slot
+        # What poll(2) says may be wrong each time.
+        if deadline != NEVER and monotonic() > deadline:
+            raise TimeoutError("timed out")
+        self.take_turn(1)
         self.settle_all()
         while True:
             # Anew after a wait: it may have been closed since, and its number be somebody else's.
             asked.fd = channel.current(connection, &limit)
             if limit == 0 or asked.fd < 0:
                 return 0
-            if deadline == 0:
-                deadline = NEVER if limit == NEVER else monotonic() + limit
             # Enrolled first: what happens between this question and the wait is an event then.
             slot = self.enrol(channel, asked.fd)
             asked.events = _sys.POLLOUT if writing else _sys.POLLIN
@@ -220,7 +223,7 @@ cdef class Hub(Descriptors):
 
     # Receiving
 
-    cdef Py_ssize_t receive(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive(self, Endpoint channel, object connection, char *into, size_t size,
                             int flags) except -1:
         cdef nanoseconds limit
         cdef Py_ssize_t count, received = 0
@@ -244,7 +247,7 @@ cdef class Hub(Descriptors):
             received += count
         return received
 
-    cdef Py_ssize_t receive_some(self, Channel channel, object connection, char *into, size_t size,
+    cdef Py_ssize_t receive_some(self, Endpoint channel, object connection, char *into, size_t size,
                                  int flags) except -1:
         cdef Py_ssize_t count
         count = self.receive_or_borrow(channel, connection, into, size, flags, None)
@@ -257,7 +260,7 @@ cdef class Hub(Descriptors):
     cdef char *lent(self) noexcept:
         return self.incoming
 
-    cdef Py_ssize_t receive_or_borrow(self, Channel channel, object connection, char *into,
+    cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
                                       size_t size, int flags, Borrower borrower) except -1:
         cdef nanoseconds limit, deadline = 0
         cdef int descriptor, error, outcome
@@ -327,7 +330,7 @@ cdef class Hub(Descriptors):
 
     # Sending
 
-    cdef bint gathers(self, Channel channel, const char *data, size_t size) noexcept:
+    cdef bint gathers(self, Endpoint channel, const char *data, size_t size) noexcept:
         # Who holds back bytes of a connection has looked at everything else, and whatever changes
         # it sends them first.
         if (self.sender is not channel or self.held == 0 or size >= DIRECT
@@ -338,7 +341,7 @@ cdef class Hub(Descriptors):
         self.given += size
         return True
 
-    cdef Py_ssize_t send(self, Channel channel, object connection, const char *data, size_t size,
+    cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
                          int flags, bint all_of_it) except -1:
         cdef nanoseconds limit = channel.limit
         if channel.failed is not None:
@@ -369,7 +372,7 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         return self.send_all(channel, connection, data, size, flags, all_of_it)
 
-    cdef object take_held(self, Channel channel):
+    cdef object take_held(self, Endpoint channel):
         if self.sender is not channel or not self.held:
             return None
         taken = PyBytes_FromStringAndSize(self.outgoing, self.held)
@@ -382,7 +385,7 @@ cdef class Hub(Descriptors):
             self.flush()
         return 0
 
-    cdef int settle(self, Channel channel, object connection) except -1:
+    cdef int settle(self, Endpoint channel, object connection) except -1:
         if self.held and self.sender is channel:
             self.flush()
         if channel.failed is not None:
@@ -395,7 +398,7 @@ cdef class Hub(Descriptors):
         What that fails with is raised by the next call on that connection: this may be one on
         another, or on none.
         """
-        cdef Channel channel = self.sender
+        cdef Endpoint channel = self.sender
         cdef Slot slot = channel.slot
         cdef Py_ssize_t count = -1
         cdef int error = _sys.EAGAIN
@@ -416,7 +419,7 @@ cdef class Hub(Descriptors):
             channel.failed = error_of_it
         return 1
 
-    cdef int flush_rest(self, Channel channel, Py_ssize_t count, int error) except -1:
+    cdef int flush_rest(self, Endpoint channel, Py_ssize_t count, int error) except -1:
         """Send what is held back but for count bytes of it; -1: error was found instead."""
         cdef object connection = self.sending
         cdef size_t held = self.held
@@ -432,11 +435,11 @@ cdef class Hub(Descriptors):
         self.send_all(channel, connection, PyBytes_AS_STRING(rest), held - count, 0, True)
         return 0
 
-    cdef int raise_failed(self, Channel channel) except -1:
+    cdef int raise_failed(self, Endpoint channel) except -1:
         error, channel.failed = channel.failed, None
         raise error
 
-    cdef Py_ssize_t send_all(self, Channel channel, object connection, const char *data,
+    cdef Py_ssize_t send_all(self, Endpoint channel, object connection, const char *data,
                              size_t size, int flags, bint all_of_it) except -1:
         cdef nanoseconds limit, deadline = 0
         cdef int descriptor = channel.current(connection, &limit)
@@ -485,9 +488,34 @@ cdef class Hub(Descriptors):
                 descriptor = channel.current(connection, &limit)
         finally:
             if mine is not None:
-                mine.sender = None
-                if mine.others is not None:
-                    self.wake_others(mine, _sys.EPOLLOUT)
+                self.sent(mine)
+
+    cdef int begin_sending(self, Endpoint channel, object connection,
+                           nanoseconds deadline) except -1:
+        cdef nanoseconds limit
+        cdef int descriptor
+        cdef Slot slot = channel.slot
+        while slot is not None and slot.sender is not None and slot.sender is not self.current:
+            self.queue_for(slot, deadline)
+            slot = channel.slot
+        descriptor = channel.current(connection, &limit)
+        if descriptor >= 0:
+            slot = self.enrol(channel, descriptor)
+            slot.sender = self.current
+        return 0
+
+    cdef int end_sending(self, Endpoint channel) except -1:
+        cdef Slot slot = channel.slot
+        if slot is not None and slot.sender is self.current:
+            self.sent(slot)
+        return 0
+
+    cdef int sent(self, Slot slot) except -1:
+        """The current task has sent its bytes: those that queue for that may."""
+        slot.sender = None
+        if slot.others is not None:
+            self.wake_others(slot, _sys.EPOLLOUT)
+        return 0
 
     cdef int queue_for(self, Slot slot, nanoseconds deadline) except -1:
         """Wait until another task has sent its bytes, or longer."""

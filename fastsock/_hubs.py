@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from fastsock import _channel
+from fastsock import _visitors
 from fastsock._hub import Hub
 from fastsock._sync import Event
 from fastsock._tasks import Task
@@ -87,8 +87,8 @@ def loop_runs_here() -> bool:
     return hub is not None and hub.active and hub.is_mine()
 
 
-def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool] | None:
-    """How the caller waits for (descriptor, read, write, seconds) without keeping tasks waiting.
+def waiting_for_descriptors() -> Callable[..., bool] | None:
+    """How the caller waits without keeping tasks waiting, see ``_visitors.waiting()``.
 
     None: it is no task, nor the greenlet of a loop that serves; it may simply block.
     """
@@ -100,9 +100,6 @@ def waiting_for_descriptors() -> Callable[[int, bool, bool, float | None], bool]
     if hub.active and is_main(hub):
         return hub.wait_in_main
     return None
-
-
-_channel.ask(waiting_for_descriptors)
 
 
 def of_caller() -> Hub | None:
@@ -125,6 +122,15 @@ def forget_descriptor(descriptor: int) -> None:
     """Wake those who wait for a descriptor that is about to be closed, in any thread."""
     for hub in list(_all):
         hub.forget_descriptor(descriptor)
+
+
+def _take_turn(count: int) -> None:
+    hub = here()
+    if hub is not None:
+        hub.take_turn(count)
+
+
+_visitors.ask(waiting_for_descriptors, forget_descriptor, _take_turn)
 
 
 def of_thread() -> Hub:

@@ -26,7 +26,7 @@ from posix.mman cimport (
 
 from fastsock cimport _sys
 from fastsock._accept cimport peer_address
-from fastsock._channel cimport fail
+from fastsock._waiter cimport fail
 
 cdef enum:
     KNOWN = 256  # addresses; a power of two

@@ -12,8 +12,8 @@ from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memmove
 
-from fastsock._channel cimport NOTHING, OVERDUE
 from fastsock._stream cimport Stream, optional_size, unsupported
+from fastsock._waiter cimport NOTHING, OVERDUE
 
 cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL

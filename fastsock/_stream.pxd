@@ -1,4 +1,5 @@
-from fastsock._channel cimport Borrower, Channel, flag
+from fastsock._channel cimport Channel
+from fastsock._waiter cimport Borrower, flag
 
 
 cdef class Stream(Borrower):

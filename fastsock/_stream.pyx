@@ -17,7 +17,8 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
 from libc.stdlib cimport free, realloc
 
-from fastsock._channel cimport Borrower, Waiter, channel_of
+from fastsock._channel cimport channel_of
+from fastsock._waiter cimport Borrower, Waiter
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object type, object value)

@@ -1,11 +1,11 @@
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from fastsock._tasks import Scheduler
+from fastsock._main_greenlet import MainScheduler
 
 _T = TypeVar("_T")
 
-def ask(hub_of_caller: Callable[[], Scheduler | None]) -> None: ...
+def ask(hub_of_caller: Callable[[], MainScheduler | None]) -> None: ...
 
 class Lock:
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...

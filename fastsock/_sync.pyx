@@ -19,7 +19,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport ceil
 
 from fastsock._clock cimport NEVER, monotonic, nanoseconds
-from fastsock._tasks cimport READY, TIMED_OUT, WAITING, Scheduler, Task
+from fastsock._main_greenlet cimport MainScheduler
+from fastsock._tasks cimport READY, TIMED_OUT, WAITING, Task
 
 cdef enum:
     LONGEST = 1_000_000_000  # seconds; what would take longer has no timeout
@@ -59,7 +60,7 @@ cdef nanoseconds limit_of(object timeout) except -2:
 cdef class Wait:
     """One who waits: a task, the greenlet of a serve loop, or a thread."""
 
-    cdef Scheduler hub  # None: a thread
+    cdef MainScheduler hub  # None: a thread
     cdef Task task
     cdef object lock  # a thread's: what it sleeps on
     cdef bint given  # what it waits for is its own
@@ -86,7 +87,7 @@ cdef class Wait:
 
     cdef int wait_in_main(self, nanoseconds deadline) except -1:
         """In a hook, the tasks go on: one of them may be what it waits for."""
-        cdef Scheduler hub = self.hub
+        cdef MainScheduler hub = self.hub
         cdef Task task = self.task
         cdef int outcome
         hub.account(task)
@@ -96,7 +97,7 @@ cdef class Wait:
             hub.fired = hub.interrupted = False
             try:
                 if deadline != NEVER:
-                    hub.set_timer(task)
+                    hub.timers.set(task)
                 while task.outcome == WAITING and not hub.interrupted:
                     hub.step()
             finally:

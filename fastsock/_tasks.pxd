@@ -1,6 +1,7 @@
 from fastsock cimport _sys
-from fastsock._channel cimport Waiter, flag
 from fastsock._clock cimport nanoseconds
+from fastsock._timers cimport Timed, Timers
+from fastsock._waiter cimport Waiter, flag
 
 
 cdef enum Outcome:
@@ -11,13 +12,19 @@ cdef enum Outcome:
     CLOSED
 
 
+cdef enum Place:
+    # In the place of a slot's: the bell, and what the loop polls.
+    BELL = 0xFFFFFFFE
+    LOOP = 0xFFFFFFFF
+
+
 cdef nanoseconds deadline_after(double seconds) noexcept
 
 
 cdef class Scheduler(Waiter)
 
 
-cdef class Task:
+cdef class Task(Timed):
     cdef object __weakref__
     cdef readonly object greenlet  # the one that waits, of those it may have
     cdef readonly Scheduler hub
@@ -28,9 +35,6 @@ cdef class Task:
     cdef unsigned char outcome  # of its wait
     cdef short wants  # POLLIN, POLLOUT or both: of a descriptor that isn't a connection's
     cdef int error
-    cdef nanoseconds deadline
-    cdef Py_ssize_t place  # in the heap of timers; -1: none
-    cdef nanoseconds due  # what the heap has it under: not later than its deadline
     cdef object slot  # of a descriptor that it waits for, or None
     # where the hub is to receive to before it is resumed; NULL: it does so itself
     cdef char *target
@@ -57,7 +61,7 @@ cdef class Scheduler(Waiter):
     cdef size_t ready
     cdef size_t quota  # of those that are ready, how many are resumed before the next poll
     cdef object starting  # tasks that have not begun
-    cdef list timers  # a heap
+    cdef Timers timers
     cdef bint polling  # main waits for descriptors
     cdef bint fired  # one of them may be ready
     cdef bint interrupted  # by a signal
@@ -80,12 +84,9 @@ cdef class Scheduler(Waiter):
     cdef int settle_all(self) except -1
     cdef Task happened(self, unsigned int place, unsigned int generation, unsigned int events)
 
-    cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2
-    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept
     cdef int open(self) except -1
     cdef int interrupted_wait(self, Task task) except -1
     cdef int end(self, Task task) except -1
-    cdef int step(self) except -1
     cdef int resume(self, Task task) except -1
     cdef int account(self, Task task) except -1
     cdef int pass_on(self, Task task) except -1
@@ -100,5 +101,3 @@ cdef class Scheduler(Waiter):
     cdef int expire(self, nanoseconds now) except -1
     cdef int expire_polled(self) except -1
     cdef int unlink(self, Task task) except -1
-    cdef int set_timer(self, Task task) except -1
-    cdef void drop_timer(self, Task task) noexcept

@@ -22,7 +22,6 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 
 from fastsock cimport _sys
-from fastsock._channel cimport Waiter, fail
 from fastsock._clock cimport (
     MILLISECOND,
     NEVER,
@@ -31,6 +30,8 @@ from fastsock._clock cimport (
     nanoseconds,
     sooner,
 )
+from fastsock._timers cimport Timed, Timers
+from fastsock._waiter cimport Waiter, fail
 
 cdef extern from "Python.h":
     void *PyCapsule_Import(const char *name, int no_block) except NULL
@@ -50,9 +51,6 @@ cdef Switch _switch = NULL
 
 cdef enum:
     EVENTS = 512
-    # In the place of a slot's: the bell, and what the loop polls (the rest is its index there).
-    BELL = 0xFFFFFFFE
-    LOOP = 0xFFFFFFFF
     # A task that was told to end so often, and has caught GreenletExit each time, is left alone.
     REFUSALS = 100
 
@@ -72,12 +70,10 @@ cdef nanoseconds deadline_after(double seconds) noexcept:
     return monotonic() + <nanoseconds> (max(seconds, 0.0) * 1e9)
 
 
-cdef class Task:
+cdef class Task(Timed):
     """A greenlet of a scheduler."""
 
     def __cinit__(self):
-        self.place = -1
-        self.deadline = NEVER
         self.outcome = READY
 
     @property
@@ -120,7 +116,7 @@ cdef class Scheduler(Waiter):
         self.events = <_sys.epoll_event *> malloc(EVENTS * sizeof(_sys.epoll_event))
         if self.events == NULL:
             raise MemoryError
-        self.timers = []
+        self.timers = Timers()
         self.starting = deque()
         self.main = self.current = self.new_task(None)
         self.main.greenlet = main
@@ -167,26 +163,9 @@ cdef class Scheduler(Waiter):
         task.about = about
         return task
 
-    def start(self, Task task not None):
-        """Have a task begin: as soon as main waits. For any thread."""
-        self.alive += 1
-        self.starting.append(task)
-        self.enqueue(self.main)
-        self.ring()
-
     def set_threshold(self, double seconds):
         """How long a task may hold the thread without a report."""
         self.threshold = <nanoseconds> (seconds * 1e9)
-
-    def turn(self):
-        """Of main: let every task that is ready run, once."""
-        self.wait(NULL, 0, 0)
-
-    def run(self, still):
-        """Of main: let the tasks run, and wait with them, as long as still() is true."""
-        self.fired = False
-        while still():
-            self.step()
 
     def park(self, seconds=None):
         """Suspend the current task until wake(); false if that did not come within seconds."""
@@ -228,7 +207,7 @@ cdef class Scheduler(Waiter):
         if not was_open:
             pass  # its thread has, or will have, another
         elif PyThread_get_thread_ident() == self.thread and self.current is self.main:
-            self.timers = []
+            self.timers = Timers()
             self.starting.clear()
             self.head = self.tail = self.main.next = None
             self.main.queued = False
@@ -290,81 +269,6 @@ cdef class Scheduler(Waiter):
     cdef bint here(self) noexcept:
         return self.current is not self.main and PyThread_get_thread_ident() == self.thread
 
-    # main
-
-    cdef int wait(self, _sys.pollfd *polled, _sys.nfds_t count, nanoseconds until) except -2:
-        """poll(2) for main, while the other tasks go on; until: a time, or NEVER.
-
-        Returns how many descriptors are ready, or -1 with errno EINTR.
-        """
-        cdef int ready = 0
-        self.account(self.main)
-        self.polling = True
-        self.fired = self.arm(polled, count)
-        self.interrupted = False
-        self.until = until
-        try:
-            while ready == 0:
-                if not self.step():
-                    continue
-                if self.fired:
-                    # Asked again: the event may be of an earlier wait, or somebody was faster.
-                    ready = _sys.poll(polled, count, 0)
-                    self.fired = ready == 0 and self.arm(polled, count)
-                if ready == 0:
-                    if self.interrupted:
-                        _sys.errno = _sys.EINTR
-                        ready = -1
-                    elif until != NEVER and monotonic() >= until:
-                        break
-        finally:
-            self.polling = False
-            self.until = NEVER
-        return ready
-
-    cdef int step(self) except -1:
-        """Let others run until it is main's turn again; true if nobody waits to begin."""
-        cdef Task task
-        if self.starting:
-            task = self.starting.popleft()
-            task.greenlet = self.greenlet_class(task.tasks.run_one, self.main.greenlet)
-            self.enqueue(self.main)  # in turn with those that are ready
-        else:
-            if self.fired:
-                return 1
-            task = self.next_task()
-        if task is not self.main:
-            try:
-                self.resume(task)
-            finally:
-                task = self.current
-                self.current = self.main
-            if task is not self.main:  # it has ended
-                self.account(task)
-        return not self.starting
-
-    cdef bint arm(self, _sys.pollfd *polled, _sys.nfds_t count) noexcept:
-        """Have the epoll tell once when one of these is ready; whether one of them is already.
-
-        Anew each time, as poll(2) takes its list: who was closed, and whose number is somebody
-        else's by now, is found out here. What is left behind can fire once more.
-        """
-        cdef _sys.epoll_event event
-        cdef _sys.nfds_t index
-        cdef bint known = False
-        event.events = _sys.EPOLLIN | _sys.EPOLLONESHOT
-        event.data.u64 = LOOP
-        for index in range(count):
-            if polled[index].fd < 0:
-                continue
-            if _sys.epoll_ctl(self.poller, _sys.EPOLL_CTL_MOD, polled[index].fd, &event) == 0:
-                continue
-            if (_sys.errno == _sys.ENOENT and _sys.epoll_ctl(
-                    self.poller, _sys.EPOLL_CTL_ADD, polled[index].fd, &event) == 0):
-                continue
-            known = True  # a regular file (EPERM) is, for poll(2); so is what is closed
-        return known
-
     # Switching
 
     @cython.final
@@ -413,7 +317,7 @@ cdef class Scheduler(Waiter):
         task.outcome = WAITING
         task.deadline = deadline
         if deadline != NEVER:
-            self.set_timer(task)
+            self.timers.set(task)
         if (<Unchecked> _pass_on)(self, task) < 0:
             self.interrupted_wait(task)
         task.slot = None
@@ -441,7 +345,7 @@ cdef class Scheduler(Waiter):
         if task.refusals > REFUSALS:
             task.refusals = 0
             self.alive -= 1
-            self.drop_timer(task)
+            self.timers.drop(task)
             self.refuses(task)
             Py_INCREF(task)  # its end would raise GreenletExit once more
             self.enqueue(self.main)  # which may wait for its end
@@ -503,8 +407,8 @@ cdef class Scheduler(Waiter):
         self.event_next = self.event_count = 0
         if self.head is None:
             until = self.until
-            if self.timers:
-                until = sooner(until, (<Task> self.timers[0]).due)
+            if self.timers.heap:
+                until = sooner(until, (<Task> self.timers.heap[0]).due)
             timeout = -1
             if until != NEVER:
                 left = until - monotonic()
@@ -529,7 +433,7 @@ cdef class Scheduler(Waiter):
             self.interrupted = True  # main runs the signal handlers
             self.enqueue(self.main)
         self.event_count = count
-        if self.until != NEVER or self.timers:
+        if self.until != NEVER or self.timers.heap:
             now = monotonic()
             if self.until != NEVER and now >= self.until:
                 self.enqueue(self.main)
@@ -582,71 +486,10 @@ cdef class Scheduler(Waiter):
         task.slot = None
         return 0
 
-    # Timers: a binary heap. A deadline that is put off stays where it is until it is due: a
-    # connection with a timeout moves its own with every message.
-
-    cdef int set_timer(self, Task task) except -1:
-        cdef list heap = self.timers
-        cdef Py_ssize_t place, parent
-        cdef Task other
-        if task.place >= 0:
-            if task.due <= task.deadline:
-                return 0
-            place = task.place
-        else:
-            place = len(heap)
-            heap.append(task)
-        task.due = task.deadline
-        while place > 0:
-            parent = (place - 1) >> 1
-            other = <Task> heap[parent]
-            if other.due <= task.due:
-                break
-            heap[place] = other
-            other.place = place
-            place = parent
-        heap[place] = task
-        task.place = place
-        return 0
-
-    cdef void drop_timer(self, Task task) noexcept:
-        cdef list heap = self.timers
-        cdef Py_ssize_t place = task.place, child, parent, size
-        cdef Task last, other
-        if place < 0:
-            return
-        task.place = -1
-        last = <Task> heap.pop()
-        if last is task:
-            return
-        size = len(heap)
-        while True:  # down
-            child = 2 * place + 1
-            if child >= size:
-                break
-            if child + 1 < size and (<Task> heap[child + 1]).due < (<Task> heap[child]).due:
-                child += 1
-            other = <Task> heap[child]
-            if other.due >= last.due:
-                break
-            heap[place] = other
-            other.place = place
-            place = child
-        while place > 0:  # up
-            parent = (place - 1) >> 1
-            other = <Task> heap[parent]
-            if other.due <= last.due:
-                break
-            heap[place] = other
-            other.place = place
-            place = parent
-        heap[place] = last
-        last.place = place
-
     def ended(self, Task task not None):
         """A task's last call: nothing refers to it any more."""
         self.alive -= 1
-        self.drop_timer(task)
+        self.timers.drop(task)
         try:
             self.settle_all()
         except OSError:
@@ -654,15 +497,15 @@ cdef class Scheduler(Waiter):
 
     cdef int expire(self, nanoseconds now) except -1:
         cdef Task task
-        while self.timers:
-            task = <Task> self.timers[0]
+        while self.timers.heap:
+            task = <Task> self.timers.heap[0]
             if task.due > now:
                 return 0
-            self.drop_timer(task)
+            self.timers.drop(task)
             if task.deadline == NEVER or task.outcome != WAITING:
                 continue
             if task.deadline > now:
-                self.set_timer(task)
+                self.timers.set(task)
                 continue
             self.unlink(task)
             self.wake_with(task, TIMED_OUT)

@@ -74,15 +74,15 @@ def test_as_of_any_socket(
 
 @pytest.mark.fastsock_only(reason="the standard library has one kind of socket")
 def test_a_number_hands_nothing_over(make: Any, ss: ModuleType) -> None:
-    from fastsock import _channel
+    from fastsock import _methods
 
     found = []
 
     def setup(handler: Any) -> None:
         handler.request.setsockopt(*NODELAY, True)
-        found.append(_channel.lazily(handler.request) is not None)
+        found.append(_methods.lazily(handler.request) is not None)
         handler.request.setsockopt(*LINGER)
-        found.append(_channel.lazily(handler.request) is not None)
+        found.append(_methods.lazily(handler.request) is not None)
 
     server = make(ss.TCPServer, new("Handler", ss.BaseRequestHandler, setup=setup))
     with connect(server):

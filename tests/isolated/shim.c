@@ -2,12 +2,15 @@
  * file says.
  *
  * The file named by SHIM holds "<errno> <times>"; each failure counts it down. recvmmsg() has a
- * file of its own, SHIM_RECVMMSG, besides: with EPERM or ENOSYS a filter refuses it and no other. */
+ * file of its own, SHIM_RECVMMSG, besides: with EPERM or ENOSYS a filter refuses it and no other.
+ * SHIM_EPOLL is for epoll_ctl() of what a multiplexing loop polls. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 static int injected_by(const char *variable)
@@ -88,4 +91,19 @@ int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct
     if (!real)
         real = dlsym(RTLD_NEXT, "recvmmsg");
     return real(fd, messages, count, flags, timeout);
+}
+
+int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+    static int (*real)(int, int, int, struct epoll_event *);
+    int error = 0;
+    if (event && event->data.u64 == UINT32_MAX) /* LOOP in _tasks.pxd */
+        error = injected_by("SHIM_EPOLL");
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (!real)
+        real = dlsym(RTLD_NEXT, "epoll_ctl");
+    return real(epoll, operation, fd, event);
 }

@@ -316,6 +316,36 @@ def test_recvmmsg_is_refused(shim: Path, tmp_path: Path, name: str, family: str)
     assert facts["refusals"] == 1
 
 
+SERVE_WITHOUT_ROOM_IN_EPOLL = """
+    import fastsock.multiplexing as multiplexing
+    class Handler(fastsock.StreamRequestHandler):
+        def handle(self):
+            for line in self.rfile:
+                multiplexing.sleep(0.001)
+                self.wfile.write(line)
+    with open(os.environ["SHIM_EPOLL"], "w") as file:
+        file.write(f"{NUMBER} 1000000000      \\n")
+    server = multiplexing.MultiplexingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = serve(server, poll_interval=60)
+    clients = [connect(server) for _ in range(3)]
+    answers = [ask(client) for client in clients]
+    server.shutdown(); thread.join(10); alive = thread.is_alive()
+    for client in clients: client.close()
+    server.server_close()
+    report(answers=answers, alive=alive, errors=errors)
+"""
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "ENOMEM"])
+def test_a_multiplexing_loop_without_room_in_epoll(shim: Path, tmp_path: Path, name: str) -> None:
+    """Its listener is polled now and then; the tasks run meanwhile."""
+    script = SERVE_WITHOUT_ROOM_IN_EPOLL.replace("NUMBER", str(getattr(errno, name)))
+    facts = run(script, LD_PRELOAD=str(shim), SHIM_EPOLL=str(tmp_path / "epoll"))
+    assert facts["answers"] == [True] * 3
+    assert not facts["alive"] and not facts["errors"]
+
+
 def test_a_thread_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -332,6 +332,61 @@ def test_flush_when_nobody_reads(serve: Serve) -> None:
         assert receive(client).strip(b"xy") == b"end"
 
 
+@pytest.mark.parametrize("handed_over", [False, True])
+@pytest.mark.parametrize("by", ["task", "thread"])
+def test_detached_when_nobody_reads(serve: Serve, by: str, handed_over: bool) -> None:
+    """As closed: it goes first, and whoever has the descriptor then comes after it."""
+    full = threading.Event()
+
+    def handle(self: Any) -> None:
+        fill(self.request)
+        self.request.setblocking(True)
+        if handed_over:
+            self.request.getpeername()
+        full.set()
+        self.request.sendall(b"last words\n")
+        (in_thread if by == "thread" else lambda *call: call[0](call[1]))(detached, self)
+        self.wfile.close()
+        self.rfile.close()
+
+    with serve(handle, handler={"finish": lambda self: None}).connect() as client:
+        assert full.wait(TIMEOUT)
+        assert receive(client).strip(b"xy") == b"last words\nthen\n"
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+@pytest.mark.parametrize("by", ["task", "thread"])
+def test_not_detached_in_time(serve: Serve, by: str, handed_over: bool) -> None:
+    """Nobody reads: either sendall() says that what it was given has not left, or detach()."""
+    found: list[Any] = []
+    over = threading.Event()
+
+    def detach(self: Any) -> None:
+        try:
+            os.close(self.request.detach())
+        except TimeoutError as error:
+            found.append(str(error))
+
+    def handle(self: Any) -> None:
+        fill(self.request)
+        self.request.settimeout(0.05)
+        if handed_over:
+            self.request.getpeername()
+        try:
+            self.request.sendall(b"last words\n")
+        except TimeoutError as error:
+            found.append(str(error))
+        if by == "thread":
+            in_thread(detach, self)
+        else:
+            detach(self)
+        over.set()
+
+    with serve(handle, handler={"finish": lambda self: None}).connect():
+        assert over.wait(TIMEOUT)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("closes", ["task", "thread"])
 @pytest.mark.parametrize("handed_over", [False, True])
 def test_closed_when_nobody_reads(serve: Serve, closes: str, handed_over: bool) -> None:
