@@ -18,12 +18,14 @@ from types import GenericAlias
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport ceil
 
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._main_greenlet cimport MainScheduler
 from fastsock._tasks cimport READY, TIMED_OUT, WAITING, Task
 
 cdef enum:
     LONGEST = 1_000_000_000  # seconds; what would take longer has no timeout
+    # So often a hook that waits runs signal handlers, whose signal may have come before its wait.
+    SIGNALS = 500 * MILLISECOND
 
 cdef double _TIMEOUT_MAX = _thread.TIMEOUT_MAX
 cdef object _hub_of_caller = None
@@ -90,21 +92,21 @@ cdef class Wait:
         cdef MainScheduler hub = self.hub
         cdef Task task = self.task
         cdef int outcome
+        cdef nanoseconds until
         hub.account(task)
         while not self.given:
             task.outcome = WAITING
-            task.deadline = deadline
+            task.deadline = until = sooner(deadline, monotonic() + SIGNALS)
             hub.fired = hub.interrupted = False
             try:
-                if deadline != NEVER:
-                    hub.timers.set(task)
+                hub.timers.set(task)
                 while task.outcome == WAITING and not hub.interrupted:
                     hub.step()
             finally:
                 outcome = task.outcome
                 task.outcome = READY
                 task.deadline = NEVER
-            if outcome == TIMED_OUT:
+            if outcome == TIMED_OUT and until == deadline:
                 break
             PyErr_CheckSignals()  # whose handlers may wait here themselves
         return 0

@@ -46,8 +46,8 @@ PAUSE = 0.005
 
 # The key in an instance's dictionary under which its timeout is, once it is entered.
 _LIMIT = "_fastsock_limit"
-# The same for who is in the middle of a write; the tasks that are to write next, with their hubs;
-# and for its slot in a hub.
+# The same for who is in the middle of a write; the turns of the tasks that are to write next; and
+# for its slot in a hub.
 _WRITER = "_fastsock_writer"
 _QUEUE = "_fastsock_queue"
 _SLOT = "_fastsock_slot"
@@ -103,13 +103,16 @@ class _Wait:
         if hub is None:
             wait = _hubs.waiting_for_descriptors() or _poll
             return self._still_open(wait(self._descriptor, False, True, left))
-        queue: list[Any] = vars(self._sock).setdefault(_QUEUE, [])
-        queue.append(entry := (hub, hub.current))
+        attributes = vars(self._sock)
+        queue: list[Event] = attributes.setdefault(_QUEUE, [])
+        queue.append(turn := Event())  # which may be set before it is waited for: by a thread
         try:
-            return self._still_open(hub.park(left))
+            # Nobody sets it if the others were woken, or the write over, before it was there.
+            over = attributes.get(_QUEUE) is not queue or _WRITER not in attributes
+            return self._still_open(over or turn.wait(left))
         finally:
-            if entry in queue:
-                queue.remove(entry)
+            if turn in queue:
+                queue.remove(turn)
 
     def pause(self) -> bool:
         """Wait for a moment; false if the time is over."""
@@ -139,8 +142,8 @@ def _slot_of(sock: Any, hub: Hub) -> Slot | None:
 
 
 def _wake_writers(sock: Any) -> None:
-    for hub, task in vars(sock).pop(_QUEUE, ()):
-        hub.wake(task)
+    for turn in vars(sock).pop(_QUEUE, ()):
+        turn.set()
 
 
 def _given_up(sock: Any) -> None:

@@ -6,11 +6,15 @@ processes of their own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import TIMEOUT, event
 from talks import Served, output, program
+
+from fastsock import multiplexing
 
 Script = Callable[..., Any]
 Serve = Callable[..., Served]
@@ -144,3 +148,55 @@ def test_after_the_loop(script: Script, where: str) -> None:
     server.server_close()
     """
     assert output(script(program(text), where)) == "True\n"
+
+
+def test_what_is_there_already_for_another(ss: Any, serve: Serve) -> None:
+    """It is received at once, and not over what the first one has not read yet."""
+    reads, has_come, go_on = threading.Event(), threading.Event(), event(ss)
+
+    def handle(self: Any) -> None:
+        if self.rfile.readline() == b"first\n":
+            reads.set()
+            assert has_come.wait(TIMEOUT)  # nobody else runs
+            assert go_on.wait(TIMEOUT)
+            self.wfile.write(self.rfile.readline())
+        else:
+            go_on.set()
+
+    served = serve(handle)
+    first = served.connect(b"first\nsecond\n")
+    assert reads.wait(TIMEOUT)
+    served.connect(b"somebody else's\n" * 3)
+    has_come.set()
+    with first.makefile("rb") as answer:
+        assert answer.readline() == b"second\n"
+
+
+@pytest.mark.fastsock_only("io.BufferedReader loses some: it looks at its buffer before its turn")
+def test_two_read_lines_of_one_file(ss: Any, serve: Serve) -> None:
+    """Each gets whole ones, and none is lost."""
+    count = 50
+    asked, lines = threading.Event(), []
+
+    def handle(self: Any) -> None:
+        def read() -> None:
+            for _ in range(count):
+                lines.append(self.rfile.readline())
+
+        both = [multiplexing.spawn(read) for _ in range(2)]
+        multiplexing.sleep(0)
+        asked.set()
+        for each in both:
+            each.join()
+        self.wfile.write(b"all\n")
+
+    client = serve(handle).connect()
+    assert asked.wait(TIMEOUT)
+    expected = [b"%d\n" % number for number in range(2 * count)]
+    client.sendall(b"".join(expected[:10]))
+    for line in expected[10:]:
+        client.sendall(line[:1])
+        client.sendall(line[1:])
+    with client.makefile("rb") as answer:
+        assert answer.readline() == b"all\n"
+    assert sorted(lines, key=int) == expected

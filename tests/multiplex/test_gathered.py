@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from typing import Any
 
 import pytest
 from crews import module_of
-from support import connect, handling, receive, serving, wait_until
+from support import TIMEOUT, connect, handling, receive, serving, wait_until
 
 from fastsock import multiplexing
 
@@ -63,3 +64,30 @@ def test_a_fork(fastsock_dir: str | None, time_limit: None) -> None:
     with multiplexing.MultiplexingTCPServer(("127.0.0.1", 0), handler_class) as server:
         with serving(server), connect(server) as client:
             assert receive(client) == b"before child after"
+
+
+def test_a_fork_by_another_thread(fastsock_dir: str | None, time_limit: None) -> None:
+    """What a task holds back at that moment is not the child's to send."""
+    requests: list[Any] = []
+    forked = threading.Event()
+
+    def handle(handler: Any) -> None:
+        handler.wfile.write(b"held")
+        requests.append(handler.request)
+        assert forked.wait(TIMEOUT)  # the loop is held, so nothing is sent
+
+    fastsock = module_of("multiplexing", fastsock_dir)
+    handler_class = handling(fastsock, handle)
+    with multiplexing.MultiplexingTCPServer(("127.0.0.1", 0), handler_class) as server:
+        with serving(server), connect(server) as client:
+            wait_until(lambda: requests)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    requests[0].sendall(b"child ")
+                finally:
+                    os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            forked.set()
+            requests.clear()
+            assert receive(client) == b"child held"

@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -233,6 +234,22 @@ def test_dropped_without_close(serve: Serve) -> None:
         assert receive(client) == b"bye\n"
 
 
+def test_one_that_never_waits_but_lets_others_run(serve: Serve) -> None:
+    over = threading.Event()
+
+    def handle(self: Any) -> None:
+        self.wfile.write(b"a line\n")
+        while not over.is_set():
+            multiplexing.sleep(0)
+
+    with serve(handle).connect() as client:
+        try:
+            assert client.recv(100) == b"a line\n"
+        finally:
+            over.set()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="http.server has no CGI since Python 3.15")
 def test_cgi(serve: Serve, folder: str, monkeypatch: Any) -> None:
     """The headers come before what the child prints, which may be another user's process."""
     scripts = Path(folder) / "cgi-bin"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,21 +13,36 @@ import pytest
 from crews import Cast, module_of
 from support import TIMEOUT, Background, new, wait_until
 
-from fastsock.multiplexing import Event, Lock, Queue
+from fastsock.multiplexing import Event, Lock, Queue, wait
 
 
 @pytest.fixture
 def on_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """on_signal(handler, of): handler() is called in the main thread once it waits for `of`."""
+    """on_signal(handler, of): handler() is called in the main thread once it waits for `of`.
+
+    With unnoticed=True the signal ends no system call of that thread: it is another's.
+    """
     senders = []
     main = threading.get_ident()
 
-    def on_signal(handler: Callable[[], Any], of: Any) -> None:
+    def on_signal(handler: Callable[[], Any], of: Any, unnoticed: bool = False) -> None:
+        called = threading.Event()
+
         def send() -> None:
             wait_until(lambda: of._waiting)
-            signal.pthread_kill(main, signal.SIGUSR1)
+            if unnoticed:
+                signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+                return
+            while not called.is_set():  # one may come right before the system call
+                signal.pthread_kill(main, signal.SIGUSR1)
+                called.wait(0.05)
 
-        signal.signal(signal.SIGUSR1, lambda *_: handler())
+        def on_call(*signal: Any) -> None:
+            if not called.is_set():
+                called.set()
+                handler()
+
+        signal.signal(signal.SIGUSR1, on_call)
         senders.append(Background(send))
 
     before = signal.getsignal(signal.SIGUSR1)
@@ -60,10 +76,10 @@ def test_interrupted_while_it_waits(on_signal: Any) -> None:
         raise LookupError
 
     lock.acquire()
-    for thing, wait in ((lock, lock.acquire), (event, event.wait), (items, items.get)):
+    for thing, await_it in ((lock, lock.acquire), (event, event.wait), (items, items.get)):
         on_signal(interrupt, thing)
         with pytest.raises(LookupError):
-            wait()
+            await_it()
         assert thing._waiting == 0
     lock.release()
     assert not lock.locked()
@@ -84,8 +100,14 @@ def test_interrupted_when_it_was_given_an_item(on_signal: Any) -> None:
 
 
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_signal_while_a_hook_waits(on_signal: Any, time_limit: None, raises: bool) -> None:
-    """Its handler runs, and may release the lock that the loop waits for, or end the loop."""
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_a_signal_while_a_hook_waits(
+    on_signal: Any, time_limit: None, raises: bool, unnoticed: bool
+) -> None:
+    """Its handler runs, and may release the lock that the loop waits for, or end the loop.
+
+    Also if the signal ends no wait: it came to another thread, or right before epoll_wait(2).
+    """
     lock, seen = Lock(), []
     lock.acquire()
 
@@ -100,7 +122,7 @@ def test_a_signal_while_a_hook_waits(on_signal: Any, time_limit: None, raises: b
 
     base = module_of("multiplexing").ThreadingTCPServer
     server_class = new("Server", base, service_actions=service_actions)
-    on_signal(handler, lock)
+    on_signal(handler, lock, unnoticed)
     with server_class(("127.0.0.1", 0), None) as server:
         if raises:
             with pytest.raises(LookupError):
@@ -109,6 +131,51 @@ def test_a_signal_while_a_hook_waits(on_signal: Any, time_limit: None, raises: b
             server.serve_forever(0.001)
     assert seen == ([] if raises else [True])
     assert lock.locked() != raises
+
+
+class Told:
+    """What on_signal() asks, about the hub of a server that runs."""
+
+    def __init__(self, server: Any, ask: Callable[[Any], Any]) -> None:
+        self.server = server
+        self.ask = ask
+
+    @property
+    def _waiting(self) -> bool:
+        tasks = vars(self.server).get("_fastsock_tasks")
+        return bool(tasks is not None and tasks.hub.active and self.ask(tasks.hub))
+
+
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_a_signal_while_a_hook_waits_for_a_descriptor(
+    on_signal: Any, pair: tuple[socket.socket, socket.socket], time_limit: None, unnoticed: bool
+) -> None:
+    near, far = pair
+    seen = []
+
+    def service_actions(self: Any) -> None:
+        self._BaseServer__shutdown_request = True
+        seen.append(wait(near, read=True, timeout=TIMEOUT))
+
+    base = module_of("multiplexing").ThreadingTCPServer
+    with new("Server", base, service_actions=service_actions)(("127.0.0.1", 0), None) as server:
+        on_signal(lambda: far.send(b"x"), Told(server, lambda hub: hub.foreign_waits), unnoticed)
+        server.serve_forever(0.001)
+    assert seen == [True]
+
+
+def test_a_signal_ends_the_wait_of_the_loop(on_signal: Any, time_limit: None) -> None:
+    """However long it would last."""
+    seen: list[bool] = []
+
+    def handler() -> None:
+        seen.append(True)
+        server.shutdown()
+
+    with module_of("multiplexing").ThreadingTCPServer(("127.0.0.1", 0), None) as server:
+        on_signal(handler, Told(server, lambda hub: hub.asleep))
+        server.serve_forever(10 * TIMEOUT)
+    assert seen == [True]
 
 
 def in_child(check: Callable[[], Any]) -> bool:

@@ -393,15 +393,26 @@ def test_two_tasks_write_to_one(serve: Any, hold: Hold, multiplexing: Any) -> No
     assert server.failures == []
 
 
-def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any) -> None:
-    """The one that writes is a thread."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any, late: bool) -> None:
+    """The one that writes is a thread. The next one may be too late to be seen by the close."""
     requests: list[Any] = []
+    queued, closed = threading.Event(), threading.Event()
+
+    class Queue(list[Any]):
+        def append(self, turn: Any) -> None:
+            queued.set()
+            if late:
+                assert closed.wait(TIMEOUT)
+            super().append(turn)
+
     errors: list[Any] = []
 
     def handle(self: Any) -> None:
         self.rfile.close()
         requests.append(self.request)
         if len(requests) == 1:
+            vars(self.request)["_fastsock_queue"] = Queue()
             writing = Background(self.request.send, bytes(MUCH))
             while writing.is_alive():
                 multiplexing.sleep(0.001)
@@ -416,12 +427,51 @@ def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any) -> No
 
     server = serve(handle)
     with connected(server) as first, connected(server):
-        wait_until(lambda: requests and "_fastsock_queue" in vars(requests[0]))
+        assert queued.wait(TIMEOUT)
         requests[0].close()
+        closed.set()
         wait_until(lambda: len(errors) == 1)
         first.close()
         wait_until(lambda: len(errors) == 2)
     assert [error.errno for error in errors] == [9, 9]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_writer_is_done_right_before_the_next_one_waits(
+    serve: Any, multiplexing: Any, seen: bool
+) -> None:
+    """It is a thread, and so may be done at any moment."""
+    requests: list[Any] = []
+    queued, done = threading.Event(), threading.Event()
+    sent: list[int] = []
+
+    class Queue(list[Any]):
+        def append(self, turn: Any) -> None:
+            if seen:  # by the one that is done
+                super().append(turn)
+            queued.set()
+            assert done.wait(TIMEOUT)
+            if not seen:
+                super().append(turn)
+
+    def handle(self: Any) -> None:
+        self.rfile.close()
+        requests.append(self.request)
+        if len(requests) == 1:
+            vars(self.request)["_fastsock_queue"] = Queue()
+            writing = Background(self.request.send, bytes(MUCH))
+            wait_until(lambda: "_fastsock_writer" in vars(requests[0]))
+            sent.append(self.request.send(b"next"))
+            writing.result()
+
+    server = serve(handle)
+    with connected(server) as client:
+        assert queued.wait(TIMEOUT)
+        assert exactly(client, MUCH) == bytes(MUCH)
+        wait_until(lambda: "_fastsock_writer" not in vars(requests[0]))
+        done.set()
+        assert exactly(client, 4) == b"next"
+        wait_until(lambda: sent)
 
 
 def test_a_buffer_is_in_use_while_its_task_waits(serve: Any) -> None:

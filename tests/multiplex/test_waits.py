@@ -70,6 +70,28 @@ def test_others_run_meanwhile(tasks: Crew) -> None:
     assert order.index("other") < order.index("last")
 
 
+def test_a_timeout_is_counted_from_its_own_wait(crew: Crew) -> None:
+    """Not from that of an earlier one, which has not come."""
+    limit = 10 * SHORT
+
+    def handle() -> float:
+        event, never = Event(), Event()
+
+        def release() -> None:
+            sleep(SHORT)
+            event.set()
+
+        spawned = spawn(release)
+        while not event.wait(limit):
+            pass
+        begin = time.monotonic()
+        assert not never.wait(limit)
+        spawned.join()
+        return time.monotonic() - begin
+
+    assert crew.run(handle) >= limit
+
+
 def test_a_wake_up_that_is_not_meant_for_it(tasks: Crew) -> None:
     """sleep() sleeps as long as it was told to."""
     event = Event()
@@ -154,6 +176,20 @@ def test_an_error_ends_the_wait(crew: Crew) -> None:
         os.close(near)
     assert job.result() is True
     os.close(far)
+
+
+def test_who_never_has_to_wait_lets_others_run(crew: Crew, pair: Pair) -> None:
+    one, other = pair
+    other.sendall(b"x")
+    over = Event()
+
+    def polls() -> None:
+        while not over.is_set():
+            assert wait(one, read=True, timeout=TIMEOUT)
+
+    job = crew.start(polls)
+    crew.start(over.set)
+    job.result()
 
 
 def test_not_ready_in_time(crew: Crew, pair: Pair) -> None:
