@@ -312,18 +312,18 @@ cdef class Control:
         """How many datagrams wait that were received ahead."""
         return 0 if self.source is None else inbox_of(self.source).waiting()
 
-    cdef int limit(self, object server) except -1:
-        """Poll something else in the listener's place if the server has enough connections."""
-        if self.held is not None:
-            return 0  # asked again when that is over
+    cdef bint limit(self, object server) except -1:
+        """Whether the server has enough connections; then the listener is not polled any more."""
         try:
             gate = gate_of(server, self.ledger)
         except OSError:
             self.back_off(False)  # no descriptor is left to wait by
-            return 0
-        if gate is not None:
+            return True
+        if gate is None:
+            return False
+        if self.held is None:  # else it is asked again when that is over
             self.hold(gate)
-        return 0
+        return True
 
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
@@ -413,7 +413,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
-    cdef bint limited
+    cdef bint limited = False
     cdef size_t length = 0
     try:
         if accepted != NULL:
@@ -426,6 +426,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                 raise
             taken = accept_connection(source, defaults.connection, accepted)
         elif polled and untouched(server, "get_request", defaults.accept):
+            limited = not unlimited(server)
+            if limited and control.limit(server):
+                return False
             source = server.socket
             by_core = can_accept(source)
             if by_core:
@@ -447,6 +450,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             else:
                 taken = server.get_request()
         else:
+            limited = not unlimited(server)
+            if limited and polled and control.limit(server):
+                return False
             taken = server.get_request()
         if by_core and taken is None:
             return False
@@ -459,11 +465,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
-    limited = type(request) is not tuple and not unlimited(server)
-    if limited:
+    if accepted != NULL:
+        limited = not unlimited(server)
+    if limited and type(request) is not tuple:
         reason = refusal(server, control.ledger, client_address)
         if reason is not None:
-            refuse(server, control, request, client_address, reason)
+            refuse(server, control, defaults, request, client_address, reason)
             return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
@@ -514,15 +521,15 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     except BaseException:
         server.shutdown_request(request)
         raise
-    if limited:
-        control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
+    if limited:
+        control.limit(server)
     return True
 
 
-cdef int refuse(object server, Control control, object request, object client_address,
-                object reason) except -1:
+cdef int refuse(object server, Control control, Defaults defaults, object request,
+                object client_address, object reason) except -1:
     """Close a connection that was accepted, and is one too many."""
     hook = getattr(server, "connection_refused", None)
     control.ledger.refuse(reason)
@@ -530,7 +537,13 @@ cdef int refuse(object server, Control control, object request, object client_ad
         if hook is not None:
             hook(client_address, reason)
     finally:
-        server.shutdown_request(request)
+        if (type(request) is defaults.connection
+                and untouched(server, "shutdown_request", defaults.shutdown_request)
+                and untouched(server, "close_request", defaults.close_request)):
+            end_connection(request)  # whatever lingering_close says: the loop would wait
+            control.released()
+        else:
+            server.shutdown_request(request)
     return 0
 
 

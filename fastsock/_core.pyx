@@ -22,7 +22,7 @@ from fastsock._control cimport (
     serves,
 )
 from fastsock._datagram cimport descriptor_of
-from fastsock._limits cimport gate_of, unlimited
+from fastsock._limits cimport Gate, gate_of, unlimited
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
@@ -308,6 +308,9 @@ cdef class Loop:
                 before_sleep(entry.server)
                 descriptor = _descriptor(entry.server, entry.control, self.defaults, False)
             entry.holding = None
+            if (type(entry.control.held) is Gate
+                    and not (<Gate> entry.control.held).lasts(entry.server)):
+                entry.control.held = None
             if entry.control.paused_until > now:
                 descriptor = -1
             elif entry.control.held is not None and entry.control.held.fileno() >= 0:
@@ -515,6 +518,7 @@ cdef class Loop:
         return (untouched(entry.server, "_handle_request_noblock",
                           self.defaults.handle_request_noblock)
                 and accepts_natively(entry.server, self.defaults)
+                and unlimited(entry.server)
                 and entry.server.socket.fileno() == self.polled[1].fd)
 
     cdef bint dispatch(self, _Entry entry) except -1:
@@ -598,7 +602,11 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
         until = deadline
         gate = None
         if not unlimited(server):
-            gate = gate_of(server, control.ledger)
+            try:
+                gate = gate_of(server, control.ledger)
+            except OSError:  # no descriptor is left to wait by
+                slot.fd = -1
+                until = sooner(until, monotonic() + SLICE)
             if gate is not None:
                 slot.fd = gate.fileno()  # it has enough connections
         if interval != 0 and control.paused_until > monotonic():

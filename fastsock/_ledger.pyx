@@ -157,6 +157,8 @@ cdef class Ledger:
 
     cdef int count_peer(self, object peer, int step) except -1:
         key = self.peer_key(peer)
+        if key is None:
+            return 0
         count = self.peers.get(key, 0) + step
         if count > 0:
             self.peers[key] = count
