@@ -347,8 +347,7 @@ cdef class Hub(Descriptors):
         memcpy(self.outgoing + self.held, data, size)
         self.held += size
         self.given += size
-        channel.sent += size
-        channel.answered = True
+        channel.went(size, False)
         return True
 
     cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
