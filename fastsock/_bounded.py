@@ -1,4 +1,4 @@
-"""rfile with a bound for its lines, where it is no Reader of ours: of a TLS socket, or unbuffered."""
+"""rfile with a bound for its lines where it is no Reader: of a TLS socket, or unbuffered."""
 
 from __future__ import annotations
 

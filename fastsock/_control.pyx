@@ -342,7 +342,7 @@ cdef class Control:
 
 cdef int tell_accept_error(object server, object error) except -1:
     hook = getattr(server, "handle_accept_error", None)
-    if hook is not None:
+    if callable(hook):  # else it is the program's own
         hook(error)
     return 0
 
@@ -534,7 +534,7 @@ cdef int refuse(object server, Control control, Defaults defaults, object reques
     hook = getattr(server, "connection_refused", None)
     control.ledger.refuse(reason)
     try:
-        if hook is not None:
+        if callable(hook):
             hook(client_address, reason)
     finally:
         if (type(request) is defaults.connection
@@ -686,7 +686,7 @@ cpdef int failed(object server, Control control, object request,
     hook = None
     if isinstance(error, DeadlineError):
         hook = getattr(server, "handle_timeout_error", None)
-    if hook is not None:
+    if callable(hook):
         hook(request, client_address, error.which)
     else:
         control.ledger.failed += 1

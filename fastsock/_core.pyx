@@ -523,7 +523,7 @@ cdef class Loop:
 
     cdef bint dispatch(self, _Entry entry) except -1:
         cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
-        cdef bint defer
+        cdef bint defer, drains
         cdef nanoseconds now
         if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
                                               self.defaults.handle_request_noblock):
@@ -535,9 +535,11 @@ cdef class Loop:
                  and untouched(entry.server, "service_actions", self.defaults.service_actions)
                  and untouched(entry.server, "fileno", self.defaults.fileno))
         self.has_accepted = False
-        entry.control.left -= entry.control.draining != 0
+        drains = entry.control.draining != 0  # from before it, not since it has begun
+        entry.control.left -= drains
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
                             0 if self.wait is None else 1):
+            entry.control.left += drains  # there was none after all, or there are enough
             return False
         if defer and entry.control.pool is not None:
             now = monotonic()

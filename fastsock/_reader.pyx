@@ -78,7 +78,8 @@ cdef class Reader(Stream):
     """A buffered binary file to read from a connection; see ``io.BufferedReader``.
 
     ``Reader(connection, size)``: the buffer has size bytes, more when lines are longer, and fewer
-    as long as few come; those of ``reader_of()`` may have a bound for lines. For isinstance() it is an ``io.BufferedReader``.
+    as long as few come; that of ``reader_of()`` may have a bound for lines. For isinstance() it is
+    an ``io.BufferedReader``.
     """
 
     cdef str mode(self):

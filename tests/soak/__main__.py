@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from . import bad_clients
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="ci/soak", description=__doc__)
@@ -23,7 +25,10 @@ def main(arguments: list[str]) -> int:
     handlers.add_argument("--first", type=int, default=0, help="number of the first one")
     handlers.add_argument("--seed", type=int, default=None, help="default: from the clock")
     handlers.add_argument("--broken", action="store_true", help=argparse.SUPPRESS)
+    bad_clients.add(commands)
     options = parser.parse_args(arguments)
+    if options.command in bad_clients.NAMES:
+        return bad_clients.run(options)
     if options.command == "connections":
         from .connections import run
 

@@ -161,9 +161,7 @@ def test_the_first_byte_is_enough(live: Live, here: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_who_drips_does_not_renew_the_time_of_the_request(
-    live: Live, here: str, raw: bool
-) -> None:
+def test_who_drips_does_not_renew_the_time_of_the_request(live: Live, here: str, raw: bool) -> None:
     def steps(handler: Any, attempt: Try) -> None:
         if raw:
             while (data := attempt(lambda: handler.request.recv(100))) and data == b"x":
@@ -316,9 +314,7 @@ def test_who_goes_on_has_the_time_again(live: Live, here: str) -> None:
         for _ in range(3):
             attempt(lambda: handler.request.recv(10))
 
-    living, attempts = attempting(
-        live, here, steps, first_byte_timeout=SOON / 2, idle_timeout=SOON
-    )
+    living, attempts = attempting(live, here, steps, first_byte_timeout=SOON / 2, idle_timeout=SOON)
     client = living.connect()
     living.gate.await_one()
     client.sendall(b"late")
@@ -772,9 +768,7 @@ def test_the_hook(live: Live, here: str) -> None:
     def handle_error(server: Any, request: Any, address: Any) -> None:
         called.append("error")
 
-    living = live(
-        here, echo, handle_timeout_error=handle_timeout_error, handle_error=handle_error
-    )
+    living = live(here, echo, handle_timeout_error=handle_timeout_error, handle_error=handle_error)
     living.handler.first_byte_timeout = 0.05
     client = living.connect()
     assert until_end(client) == b""

@@ -410,7 +410,7 @@ def test_a_hook_that_fails_ends_the_loop(live: Live) -> None:
 
 def test_hooks_of_the_program_s_own(live: Live) -> None:
     """It may have a thing of that name which is no function."""
-    living = live("threading", echo, handle_accept_error=None, connection_refused=None,
+    living = live("threading", echo, handle_accept_error=5, connection_refused="yes",
                   max_connections=1, overload="reject")  # fmt: skip
     full(living, 1)
     assert is_closed(living.connect())

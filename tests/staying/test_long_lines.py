@@ -241,7 +241,6 @@ def test_tls(live: Live, flavour: str, tmp_path: Path) -> None:
                 handler.wfile.write(line)
         except error_class():
             handler.wfile.write(b"too long\n")
-            handler.request.unwrap()
 
     living = live(flavour, handle, get_request=get_request)
     living.handler.max_line_size = MOST
