@@ -38,6 +38,7 @@ class DeadlineError(TimeoutError):
     """
 
     __module__ = __package__
+    which = ""
 
     def __init__(self, *arguments, which=""):
         super().__init__(*arguments)

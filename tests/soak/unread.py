@@ -30,6 +30,7 @@ def measure(implementation: str, options: argparse.Namespace) -> dict[str, Any]:
         clients.append(client)
     begin = time.monotonic()
     most = memory
+    until(lambda: server.descriptors() - descriptors >= options.clients)
     left_at_deadline = options.clients
     gone_after: float | str = "never"
     while time.monotonic() - begin < options.deadline + 2.0:
