@@ -29,7 +29,8 @@ def main(port: int, kind: str, rate: float, seconds: float) -> None:
         for client in lasting:
             exchange(client)
     print("ready", flush=True)
-    taken, failed = [], 0
+    taken: list[float] = []
+    failed = 0
     end = time.monotonic() + seconds
     due = time.monotonic()
     while due < end:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -758,12 +759,12 @@ def test_a_line_and_no_traceback(
 
 
 def test_the_hook(live: Live, here: str) -> None:
-    called = []
+    called: list[Any] = []
 
     def handle_timeout_error(server: Any, request: Any, address: Any, which: str) -> None:
+        error: Any = sys.exc_info()[1]
         called.append((request.fileno() >= 0, address, which))
-        raise_again = importlib.import_module("sys").exc_info()[1]
-        called.append(raise_again.which)
+        called.append(error.which)
 
     def handle_error(server: Any, request: Any, address: Any) -> None:
         called.append("error")
@@ -809,7 +810,7 @@ def test_hook_of_a_child_process(live: Live, folder: str) -> None:
 
 
 def test_what_it_is() -> None:
-    error = error_class()("timed out", which="idle_timeout")
+    error: Any = error_class()("timed out", which="idle_timeout")
     assert isinstance(error, TimeoutError)
     assert (str(error), error.which, error.errno) == ("timed out", "idle_timeout", None)
     assert error_class().__module__ == "fastsock"
