@@ -7,7 +7,6 @@ A good client is served meanwhile as it was before. The standard library's serve
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import heapq
 import select
@@ -19,15 +18,17 @@ from typing import Any
 from .staying import Good, Server, raise_limit, show, verdict
 
 RATE = 25.0  # connections per second, of the good client
-AT_ONCE = 200  # connections that are opened before others send
 
 
 class Attackers(threading.Thread):
-    """Each sends a byte a second; who is thrown out comes again."""
+    """Each sends a byte a second; who is thrown out comes again.
 
-    def __init__(self, address: Any, count: int) -> None:
+    They come one after the other, so that they are not all thrown out at the same moment.
+    """
+
+    def __init__(self, address: Any, count: int, ramp: float) -> None:
         super().__init__(daemon=True)
-        self.address, self.count = address, count
+        self.address, self.count, self.ramp = address, count, ramp
         self.lives: list[float] = []
         self.failed = 0
         self.full = threading.Event()
@@ -37,18 +38,21 @@ class Attackers(threading.Thread):
         poller = select.epoll()
         clients: dict[int, tuple[socket.socket, float]] = {}
         due: list[tuple[float, int, float]] = []
-        missing = collections.deque(range(self.count))
+        missing = begun = 0
+        begin = time.monotonic()
         while not self.over:
             now = time.monotonic()
-            for _ in range(min(AT_ONCE, len(missing))):
-                missing.popleft()
+            come = min(self.count, int(self.count * (now - begin) / self.ramp))
+            missing += come - begun
+            begun = come
+            for _ in range(missing):
                 client = socket.create_connection(self.address, 30)
                 client.setblocking(False)
                 born = time.monotonic()
                 clients[client.fileno()] = client, born
                 poller.register(client, select.EPOLLIN | select.EPOLLRDHUP)
                 heapq.heappush(due, (born, client.fileno(), born))
-            if not missing:
+            if begun == self.count:
                 self.full.set()
             while due and due[0][0] <= now:
                 when, descriptor, born = heapq.heappop(due)
@@ -58,12 +62,13 @@ class Attackers(threading.Thread):
                 with contextlib.suppress(OSError):  # of which the poller tells
                     known[0].send(b"x")
                 heapq.heappush(due, (when + 1.0, descriptor, born))
-            for descriptor, _ in poller.poll(0.01):
+            gone = poller.poll(0.01)
+            missing = len(gone)
+            for descriptor, _ in gone:
                 client, born = clients.pop(descriptor)
                 self.lives.append(time.monotonic() - born)
                 poller.unregister(descriptor)
                 client.close()
-                missing.append(0)
         self.left = len(clients)
         self.oldest = max((time.monotonic() - born for _, born in clients.values()), default=0.0)
         for client, _ in clients.values():
@@ -82,7 +87,7 @@ def measure(implementation: str, options: argparse.Namespace) -> dict[str, Any]:
             handler={"request_timeout": options.deadline, "first_byte_timeout": options.deadline},
         )
     baseline = Good(server, "fresh", RATE, max(2.0, options.seconds / 3)).result()
-    attackers = Attackers(server.address, count)
+    attackers = Attackers(server.address, count, options.deadline)
     attackers.start()
     if not attackers.full.wait(60):
         raise SystemExit("soak: the attackers have not all connected")

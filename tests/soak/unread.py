@@ -14,6 +14,7 @@ from typing import Any
 from .staying import Good, Server, raise_limit, show, until, verdict
 
 RATE = 40.0  # lines per second, of the good client
+RECEIVES = 1 << 16  # bytes that the kernel takes for each
 
 
 def measure(implementation: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def measure(implementation: str, options: argparse.Namespace) -> dict[str, Any]:
     descriptors, memory = server.descriptors(), server.memory()
     clients = []
     for _ in range(options.clients):
-        client = socket.create_connection(server.address, 30)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVES)  # or 500 take some GB
+        client.connect(server.address)
         client.sendall(b"flood\n")
         clients.append(client)
     begin = time.monotonic()
