@@ -571,25 +571,6 @@ def test_handle_request_beside_a_loop_that_is_held(live: Live) -> None:
     assert waiting[1].recv(6) == b"hello\n"
 
 
-def test_without_a_descriptor_to_wait_by(live: Live, several: str) -> None:
-    """The limit holds all the same."""
-    living = served(live, several, max_connections=1)
-    client = living.stack.enter_context(socket.socket())
-    client.settimeout(TIMEOUT)
-    with living_on_few(living) as take_all:
-        first = living.connect()
-        taken = take_all()
-        is_served(living, first)  # and the loop cannot make its eventfd
-        client.connect(living.server.server_address)
-        client.sendall(b"hello\n")
-        wait_until(lambda: len(living.passes) > 3)
-        assert ledger(living).active == 1
-        first.close()
-        assert client.recv(6) == b"hello\n"
-        for one in taken:
-            one.close()
-
-
 @contextlib.contextmanager
 def few_descriptors() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -601,41 +582,58 @@ def few_descriptors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def living_on_few(living: Living) -> Iterator[Callable[[], list[Any]]]:
-    """take_all(), once a connection has been taken, uses up all descriptors."""
-    taken: list[Any] = []
-
-    def take_all() -> list[Any]:
-        living.await_active(1)
+def one_descriptor() -> Iterator[None]:
+    """As many are left, for the connection that is accepted next."""
+    taken: list[socket.socket] = []
+    with few_descriptors():
         try:
-            while True:
-                taken.append(socket.socket())
-        except OSError as error:
-            assert error.errno == errno.EMFILE
-        return taken
+            try:
+                while True:
+                    taken.append(socket.socket())
+            except OSError as error:
+                assert error.errno == errno.EMFILE
+            taken.pop().close()
+            yield
+        finally:
+            for one in taken:
+                one.close()
 
-    try:
-        with few_descriptors():
-            yield take_all
-    finally:
-        for one in taken:
-            one.close()
+
+def test_without_a_descriptor_to_wait_by(live: Live, several: str) -> None:
+    """The limit holds all the same."""
+    living = served(live, several, max_connections=1)
+    first, second = (living.stack.enter_context(socket.socket()) for _ in range(2))
+    first.settimeout(TIMEOUT)
+    second.settimeout(TIMEOUT)
+    with one_descriptor():
+        first.connect(living.server.server_address)
+        is_served(living, first)
+        second.connect(living.server.server_address)
+        second.sendall(b"hello\n")
+        passes = len(living.passes)
+        wait_until(lambda: len(living.passes) > passes + 3)
+        assert ledger(living).active == 1
+        first.close()
+        assert second.recv(6) == b"hello\n"
+    assert ledger(living).peak == 1
 
 
 def test_handle_request_without_a_descriptor_to_wait_by(live: Live) -> None:
     living = live("threading", echo, serves=False, max_connections=1, timeout=0.2)
-    first = living.connect()
-    living.server.handle_request()
-    with living_on_few(living) as take_all:
-        waiting = living.connect()
-        take_all()
+    first, second = (living.stack.enter_context(socket.socket()) for _ in range(2))
+    first.settimeout(TIMEOUT)
+    second.settimeout(TIMEOUT)
+    with one_descriptor():
+        first.connect(living.server.server_address)
+        living.server.handle_request()
+        is_served(living, first)
+        second.connect(living.server.server_address)
         living.server.handle_request()  # in vain
         assert ledger(living).active == 1
-    is_served(living, first)
-    first.close()
-    wait_until(lambda: ledger(living).active == 0)
-    living.server.handle_request()
-    is_served(living, waiting)
+        first.close()
+        wait_until(lambda: ledger(living).active == 0)
+        living.server.handle_request()
+    is_served(living, second)
 
 
 def test_requests_that_are_no_connections(live: Live, several: str) -> None:
