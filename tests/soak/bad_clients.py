@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     unread.add_argument("--deadline", type=float, default=5.0)
     for parser in (slow, unread):
         parser.add_argument(
-            "--allowance", type=float, default=0.0, help="ms that a p99 may be beyond twice another"
+            "--allowance", type=float, default=1.0, help="ms that a p99 may be beyond twice another"
         )
     for parser in (shortage, slow, unread):
         parser.add_argument("--implementations", nargs="+", choices=ALL, default=list(ALL))

@@ -19,7 +19,7 @@ from support import TIMEOUT, wait_until
 
 Live = Callable[..., Living]
 SOON = 0.2  # a deadline
-LATER = 0.6  # by then it has been met
+LATER = 2.0  # by then it has been met
 FAR = 30.0
 MUCH = 1 << 24  # more than the kernel holds for a peer that does not read
 HERE = ("sync", "threading", "multiplexing")  # whose handlers and counts are in this process
@@ -136,7 +136,7 @@ def test_whatever_receives(live: Live, flavour: str, receive: str, which: str) -
     )  # fmt: skip
     assert until_end(living.connect()) == b""
     assert attempts.results() == [which]
-    assert 0.05 <= attempts.seconds()[0] < 0.5
+    assert 0.05 <= attempts.seconds()[0] < LATER
     assert living.server._fastsock.ledger.timed_out == {which: 1}
 
 
@@ -257,7 +257,7 @@ def test_not_within_one(live: Live, flavour: str, receive: str) -> None:
     results = attempts.results()
     assert results[0] not in (IDLE, FIRST)
     assert results[1:] == [b"x", IDLE]
-    assert 0.1 <= attempts.seconds()[2] < 0.5
+    assert 0.1 <= attempts.seconds()[2] < LATER
 
 
 def test_a_read_that_was_begun_within_another_begins_idle(live: Live, here: str) -> None:
@@ -479,7 +479,7 @@ def test_one_that_drips_does_not_renew_the_time_of_a_write(
             client.recv(30_000)
             time.sleep(0.005)
     assert attempts.results() == [WRITE]
-    assert attempts.seconds()[0] < 4 * SOON
+    assert attempts.seconds()[0] < LATER
 
 
 def test_each_write_has_its_time(live: Live, here: str) -> None:
@@ -520,9 +520,9 @@ def test_who_was_late_is_not_waited_for_until_he_has_caught_up(live: Live, here:
     results, seconds = attempts.results(), attempts.seconds()
     assert results == [WRITE, WRITE, None, WRITE, WRITE]
     assert soon(seconds[0])
-    assert seconds[1] < SOON / 2
+    assert seconds[1] < SOON
     assert soon(seconds[3]) or here == "multiplexing"
-    assert seconds[4] < SOON / 2
+    assert seconds[4] < SOON
 
 
 def test_the_next_call_meets_what_gathered_bytes_have_met(live: Live) -> None:
@@ -563,6 +563,17 @@ def test_a_file_that_has_timed_out(live: Live, here: str, which: str) -> None:
     living.connect()
     results = attempts.results()
     assert results == [which, *["OSError: cannot read from timed out object"] * 2, which]
+
+
+def test_a_file_whose_time_is_over_before_it_is_read(live: Live, here: str) -> None:
+    def steps(handler: Any, attempt: Try) -> None:
+        time.sleep(0.1)
+        attempt(handler.rfile.readline)
+        attempt(handler.rfile.readline)
+
+    living, attempts = attempting(live, here, steps, request_timeout=0.05)
+    living.connect(b"hello\n")
+    assert attempts.results() == [WHOLE, "OSError: cannot read from timed out object"]
 
 
 # --- who has them
@@ -718,7 +729,7 @@ def test_a_connection_of_another_loop_s_task(live: Live, transport: str) -> None
     assert results[0].startswith("BlockingIOError")
     assert results[1:] == [b"abcdefghij", IDLE, WRITE, WRITE]
     assert soon(seconds[2]) and soon(seconds[3])
-    assert seconds[4] < SOON / 2
+    assert seconds[4] < SOON
     lender.gate.open()
 
 
