@@ -14,6 +14,8 @@ DatagramSocket, DatagramCounts
     What a datagram server receives from, and what it counts.
 MultiplexingMixIn, MultiplexingTCPServer, MultiplexingUDPServer, ...
     Many handlers in one thread. ``fastsock.multiplexing`` has what they may call.
+DeadlineError, LineTooLongError
+    What handlers meet whose class has deadlines, or a limit for the length of lines.
 run(*servers, drain_timeout=10.0)
     Serves until a SIGINT or SIGTERM, then lets the requests that run end. ``server.drain()`` does
     only that.
@@ -35,6 +37,7 @@ from time import monotonic as time
 import fastsock._native
 from fastsock._connection import Connection
 from fastsock._datagram_socket import DatagramCounts, DatagramSocket
+from fastsock._deadlines import DeadlineError
 from fastsock._handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -56,6 +59,7 @@ from fastsock._mixins import (
     _Threads,
 )
 from fastsock._plain import ServerSelector as _ServerSelector
+from fastsock._reader import LineTooLongError
 from fastsock._replace import install, uninstall
 from fastsock._running import run
 from fastsock._servers import (
@@ -86,11 +90,13 @@ __all__ = [
     "DatagramCounts",
     "DatagramRequestHandler",
     "DatagramSocket",
+    "DeadlineError",
     "ForkingMixIn",
     "ForkingTCPServer",
     "ForkingUDPServer",
     "ForkingUnixDatagramServer",
     "ForkingUnixStreamServer",
+    "LineTooLongError",
     "MultiplexingMixIn",
     "MultiplexingTCPServer",
     "MultiplexingUDPServer",

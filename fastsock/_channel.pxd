@@ -10,6 +10,8 @@ cdef class Channel(Endpoint):
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
                             int flags) except -1
+    cdef Py_ssize_t receive_all(self, object connection, char *buffer, size_t size,
+                                int flags) except -1
     cdef size_t at_once(self, object connection, void *buffer, size_t size) except? 0
     cdef Py_ssize_t send(self, object connection, const char *data, size_t size, int flags,
                          bint all_of_it) except -1

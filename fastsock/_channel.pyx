@@ -202,6 +202,8 @@ cdef class Channel(Endpoint):
         cdef int error
         if self.deadlines is not None:
             self.check_whole()
+            if flags & _sys.MSG_WAITALL and limit == NEVER and waits_for_all(flags, self.kind):
+                return self.receive_all(connection, <char *> buffer, size, flags)
         if self.eager and flags == 0:
             count = _sys.recv(descriptor, buffer, size, _sys.MSG_DONTWAIT)
             if count >= 0:
@@ -213,6 +215,8 @@ cdef class Channel(Endpoint):
                 fail(error)
         deadline = self.until(limit, False, 0)
         if self.deadlines is not None and deadline != NEVER:
+            if limit == NEVER and flags & (_sys.MSG_DONTWAIT | _sys.MSG_OOB):
+                deadline = NEVER  # it waits for nothing
             flags |= _sys.MSG_DONTWAIT  # of a descriptor that blocks, perhaps
         self.doing = READING if self.in_message else IDLE
         if (self.ledger is not None and self.ledger.draining
@@ -231,6 +235,24 @@ cdef class Channel(Endpoint):
         # The sender is ahead of us: the next bytes will probably be there.
         self.eager = <size_t> count == size
         return count
+
+    cdef Py_ssize_t receive_all(self, object connection, char *buffer, size_t size,
+                                int flags) except -1:
+        """receive() with MSG_WAITALL, which MSG_DONTWAIT undoes."""
+        cdef Py_ssize_t count
+        cdef size_t received = 0
+        while received < size:
+            try:
+                count = self.receive(connection, buffer + received, size - received,
+                                     flags & ~_sys.MSG_WAITALL)
+            except OSError:
+                if received == 0:
+                    raise
+                break  # the next call meets it, if it lasts
+            if count == 0:
+                break
+            received += <size_t> count
+        return received
 
     cdef size_t at_once(self, object connection, void *buffer, size_t size) except? 0:
         """Receive what is there already; 0 if that is nothing, or an error."""
@@ -267,12 +289,12 @@ cdef class Channel(Endpoint):
         cdef int error
         if self.deadlines is not None:
             self.check_whole()
-            begun = monotonic()
+            begun = self.write_begun()
         if size <= SENT_WITH_GIL and flags == 0 and not threads_share_a_core():
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count
-                self.went(count)
+                self.went(count, sent == size)
                 if sent == size or (limit != NEVER and not all_of_it):
                     if self.behind is not None and sent == size:
                         self.send_behind(connection)
@@ -283,6 +305,8 @@ cdef class Channel(Endpoint):
                     fail(error)
         deadline = self.until(limit, True, begun)
         if self.deadlines is not None and deadline != NEVER:
+            if limit == NEVER and flags & _sys.MSG_DONTWAIT:
+                deadline = NEVER
             flags |= _sys.MSG_DONTWAIT
         self.writers += 1
         try:
@@ -292,16 +316,18 @@ cdef class Channel(Endpoint):
                                       flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
                 self.doing = WORKING
                 sent += <size_t> count
-                self.went(count)
+                self.went(count, error == 0 and sent >= size)
                 if error:
                     if sent and not all_of_it:
                         return sent  # as send(2) itself: the next call meets the error
                     fail(error)
                 if all_of_it:
                     PyErr_CheckSignals()  # as socket.sendall() between its calls
-                if sent >= size or not (all_of_it or self.deadlines is not None
-                                        and limit == NEVER):
+                # Without a timeout send(2) takes all, but for a signal or where it is not to wait.
+                if sent >= size or not (all_of_it or (limit == NEVER and deadline != NEVER)):
                     break
+                if not all_of_it:
+                    PyErr_CheckSignals()
         finally:
             self.doing = WORKING
             self.writers -= 1
@@ -402,6 +428,11 @@ cdef class Channel(Endpoint):
         if error != 0 and error != _sys.ECONNRESET:
             fail(error)
         return 0
+
+
+cdef bint waits_for_all(int flags, int kind) noexcept:
+    """Whether recv(2) with MSG_WAITALL would, on a blocking descriptor."""
+    return not flags & (_sys.MSG_PEEK | _sys.MSG_DONTWAIT) and kind == _sys.SOCK_STREAM
 
 
 cdef object seconds_of(nanoseconds limit):

@@ -58,7 +58,7 @@ cdef class Control:
     cdef bint find_datagrams(self, object server, Defaults defaults) except -1
     cdef unsigned int waiting(self) except? 0
     cdef int end_batch(self) except -1
-    cdef int limit(self, object server) except -1
+    cdef bint limit(self, object server) except -1
 
 
 cpdef int failed(object server, Control control, object request,

@@ -300,18 +300,18 @@ cdef class Control:
         """How many datagrams wait that were received ahead."""
         return 0 if self.source is None else inbox_of(self.source).waiting()
 
-    cdef int limit(self, object server) except -1:
-        """Poll something else in the listener's place if the server has enough connections."""
-        if self.held is not None:
-            return 0  # asked again when that is over
+    cdef bint limit(self, object server) except -1:
+        """Whether the server has enough connections; then the listener is not polled any more."""
         try:
             gate = gate_of(server, self.ledger)
         except OSError:
             self.back_off(False)  # no descriptor is left to wait by
-            return 0
-        if gate is not None:
+            return True
+        if gate is None:
+            return False
+        if self.held is None:  # else it is asked again when that is over
             self.hold(gate)
-        return 0
+        return True
 
     cdef int end_batch(self) except -1:
         """Send the replies that were held back."""
@@ -330,7 +330,7 @@ cdef class Control:
 
 cdef int tell_accept_error(object server, object error) except -1:
     hook = getattr(server, "handle_accept_error", None)
-    if hook is not None:
+    if callable(hook):  # else it is the program's own
         hook(error)
     return 0
 
@@ -401,7 +401,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef Pool pool
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
-    cdef bint limited
+    cdef bint limited = False
     cdef size_t length = 0
     try:
         if accepted != NULL:
@@ -414,6 +414,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                 raise
             taken = accept_connection(source, defaults.connection, accepted)
         elif polled and untouched(server, "get_request", defaults.accept):
+            limited = not unlimited(server)
+            if limited and control.limit(server):
+                return False
             source = server.socket
             by_core = can_accept(source)
             if by_core:
@@ -435,6 +438,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             else:
                 taken = server.get_request()
         else:
+            limited = not unlimited(server)
+            if limited and polled and control.limit(server):
+                return False
             taken = server.get_request()
         if by_core and taken is None:
             return False
@@ -447,11 +453,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
-    limited = type(request) is not tuple and not unlimited(server)
-    if limited:
+    if accepted != NULL:
+        limited = not unlimited(server)
+    if limited and type(request) is not tuple:
         reason = refusal(server, control.ledger, client_address)
         if reason is not None:
-            turn_away(server, control, request, client_address, reason)
+            turn_away(server, control, defaults, request, client_address, reason)
             return True
     if type(request) is defaults.connection:
         control.ledger.enter(channel_of(request), client_address)
@@ -507,10 +514,10 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     except BaseException:
         give_up(server, control, request)
         raise
-    if limited:
-        control.limit(server)
     if control.start_failures == failed_starts:
         control.resume()
+    if limited:
+        control.limit(server)
     return True
 
 
@@ -524,16 +531,22 @@ cdef int give_up(object server, Control control, object request) except -1:
     return 0
 
 
-cdef int turn_away(object server, Control control, object request, object client_address,
-                   str reason) except -1:
+cdef int turn_away(object server, Control control, Defaults defaults, object request,
+                   object client_address, str reason) except -1:
     """Close a connection that was accepted, and is one too many."""
     hook = getattr(server, "connection_refused", None)
     control.ledger.refuse(reason)
     try:
-        if hook is not None:
+        if callable(hook):
             hook(client_address, reason)
     finally:
-        server.shutdown_request(request)
+        if (type(request) is defaults.connection
+                and untouched(server, "shutdown_request", defaults.shutdown_request)
+                and untouched(server, "close_request", defaults.close_request)):
+            end_connection(request)  # whatever lingering_close says: the loop would wait
+            control.released()
+        else:
+            server.shutdown_request(request)
     return 0
 
 
@@ -716,7 +729,7 @@ cpdef int failed(object server, Control control, object request,
     hook = None
     if isinstance(error, DeadlineError):
         hook = getattr(server, "handle_timeout_error", None)
-    if hook is not None:
+    if callable(hook):
         hook(request, client_address, error.which)
     else:
         control.ledger.failed += 1

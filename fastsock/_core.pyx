@@ -22,7 +22,7 @@ from fastsock._control cimport (
     serves,
 )
 from fastsock._datagram cimport descriptor_of
-from fastsock._limits cimport gate_of, unlimited
+from fastsock._limits cimport Gate, gate_of, unlimited
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport Defaults, untouched
 from fastsock._leader cimport Leadership, readable
@@ -308,6 +308,9 @@ cdef class Loop:
                 before_sleep(entry.server)
                 descriptor = _descriptor(entry.server, entry.control, self.defaults, False)
             entry.holding = None
+            if (type(entry.control.held) is Gate
+                    and not (<Gate> entry.control.held).lasts(entry.server)):
+                entry.control.held = None
             if entry.control.paused_until > now:
                 descriptor = -1
             elif entry.control.held is not None and entry.control.held.fileno() >= 0:
@@ -515,11 +518,12 @@ cdef class Loop:
         return (untouched(entry.server, "_handle_request_noblock",
                           self.defaults.handle_request_noblock)
                 and accepts_natively(entry.server, self.defaults)
+                and unlimited(entry.server)
                 and entry.server.socket.fileno() == self.polled[1].fd)
 
     cdef bint dispatch(self, _Entry entry) except -1:
         cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
-        cdef bint defer
+        cdef bint defer, drains
         cdef nanoseconds now
         if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
                                               self.defaults.handle_request_noblock):
@@ -531,9 +535,11 @@ cdef class Loop:
                  and untouched(entry.server, "service_actions", self.defaults.service_actions)
                  and untouched(entry.server, "fileno", self.defaults.fileno))
         self.has_accepted = False
-        entry.control.left -= entry.control.draining != 0
+        drains = entry.control.draining != 0  # from before it, not since it has begun
+        entry.control.left -= drains
         if not dispatch_one(entry.server, entry.control, self.defaults, True, accepted, defer,
                             0 if self.wait is None else 1):
+            entry.control.left += drains  # there was none after all, or there are enough
             return False
         if defer and entry.control.pool is not None:
             now = monotonic()
@@ -598,7 +604,11 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
         until = deadline
         gate = None
         if not unlimited(server):
-            gate = gate_of(server, control.ledger)
+            try:
+                gate = gate_of(server, control.ledger)
+            except OSError:  # no descriptor is left to wait by
+                slot.fd = -1
+                until = sooner(until, monotonic() + SLICE)
             if gate is not None:
                 slot.fd = gate.fileno()  # it has enough connections
         if interval != 0 and control.paused_until > monotonic():

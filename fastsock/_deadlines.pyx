@@ -46,12 +46,17 @@ class DeadlineError(TimeoutError):
 
 
 cdef nanoseconds _span(object seconds) except -2:
-    """What is no number sets no deadline: a program may have such an attribute for itself."""
+    """What is no positive number sets no deadline: a program may have such an attribute."""
     if type(seconds) is not int and type(seconds) is not float:
         return NEVER
-    if not 0 <= seconds < 1e9:
+    if not 0 < seconds < 1e9:
         return NEVER
     return <nanoseconds> (<double> seconds * 1e9)
+
+
+cdef object _value(object handler, str name):
+    """What its class says: a property is nobody's to ask before setup()."""
+    return getattr(type(handler), name, None)
 
 
 cdef Deadlines deadlines_of(object handler):
@@ -60,14 +65,15 @@ cdef Deadlines deadlines_of(object handler):
     cdef nanoseconds first, idle, whole, write, now
     if fastsock_all_none(handler, _NAMES):
         return None
-    cls = type(handler)  # a property of a program's is not to be asked before setup()
-    seconds = tuple([getattr(cls, name, None) for name in _NAMES])
-    first, idle, whole, write = (_span(each) for each in seconds)
+    first = _span(_value(handler, _NAMES[FIRST]))
+    idle = _span(_value(handler, _NAMES[IDLE]))
+    whole = _span(_value(handler, _NAMES[WHOLE]))
+    write = _span(_value(handler, _NAMES[WRITE]))
     if first == NEVER and idle == NEVER and whole == NEVER and write == NEVER:
         return None
     now = monotonic()
     deadlines = Deadlines.__new__(Deadlines)
-    deadlines.seconds = seconds
+    deadlines.first = first
     deadlines.first_by = NEVER if first == NEVER else now + first
     deadlines.idle = idle
     deadlines.whole_by = NEVER if whole == NEVER else now + whole
@@ -90,22 +96,34 @@ cdef class Deadlines:
         """When a send that began then is to be given up."""
         if self.write == NEVER:
             return self.whole_by
+        if self.stuck:
+            return begun  # who has had the time for one write is not waited for with the next
         return sooner(self.whole_by, begun + self.write)
 
     cdef str over(self, bint writing, bint in_message, nanoseconds begun):
-        """Which deadline is over, or None."""
+        """Which deadline is over, or None; who goes on all the same has a span of it again.
+
+        But for that of the whole request, and for a write: see ``stuck``.
+        """
         cdef nanoseconds now = monotonic()
         if self.whole_by != NEVER and now >= self.whole_by:
             return _NAMES[WHOLE]
         if writing:
-            if self.write != NEVER and now >= begun + self.write:
+            if self.write != NEVER and (self.stuck or now >= begun + self.write):
+                self.stuck = True
                 return _NAMES[WRITE]
         elif self.first_by != NEVER and now >= self.first_by:
+            self.first_by = now + self.first
             return _NAMES[FIRST]
         elif self.idle != NEVER and not in_message and now >= self.moved_at + self.idle:
+            self.moved_at = now
             return _NAMES[IDLE]
         return None
 
     cdef void moved(self) noexcept:
         """A byte has come or gone."""
         self.moved_at = monotonic()
+
+    cdef nanoseconds write_begun(self) noexcept:
+        """When the write has begun of which the next send is a part."""
+        return self.writing_since if self.writing_since else monotonic()

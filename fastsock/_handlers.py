@@ -11,7 +11,7 @@ from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
 from fastsock._direct import DirectWriter, stand_for
 from fastsock._methods import begin
-from fastsock._reader import Reader
+from fastsock._reader import bound_of, reader_of
 from fastsock._types import (
     TYPE_CHECKING,
     Any,
@@ -40,10 +40,11 @@ class BaseRequestHandler:
             a datagram server; or whatever the server's ``get_request()`` returned.
         client_address: the peer's address as ``get_request()`` returned it.
         server: the server that took the request.
-        first_byte_timeout: seconds until the peer must have sent something; None: no limit. (This
-            and the following are not in the standard library. They are read from the class when
-            the handler begins, hold for recv, recv_into, send, sendall, rfile and wfile of a
-            connection that is not wrapped by ssl, and raise ``DeadlineError``, a TimeoutError.)
+        first_byte_timeout: seconds until the peer must have sent something; None, or no positive
+            number: no limit. (This and the following are not in the standard library. They are
+            set in the class, read when the handler begins, hold for recv, recv_into, send,
+            sendall, rfile and wfile of a connection that is not wrapped by ssl, and raise
+            ``DeadlineError``, a TimeoutError.)
         idle_timeout: seconds that may pass between the latest byte, in either direction, and the
             first one of another message.
         request_timeout: seconds for the whole connection.
@@ -98,12 +99,17 @@ class StreamRequestHandler(BaseRequestHandler):
         wbufsize: size of wfile's buffer in bytes; 0: every write is sent at once and wholly.
         timeout: seconds for each blocking operation on the connection; None: do not set one.
         disable_nagle_algorithm: set TCP_NODELAY on the connection.
+        max_line_size: bytes that a line of rfile may have, its end included: a longer one raises
+            ``LineTooLongError``, a ValueError, in readline(), readlines() and iteration, unless
+            readline() was asked for no more anyway. None, or no positive int: no limit. (Not in
+            the standard library.)
     """
 
     rbufsize: ClassVar[int] = -1
     wbufsize: ClassVar[int] = 0
     timeout: ClassVar[float | None] = None
     disable_nagle_algorithm: ClassVar[bool] = False
+    max_line_size: int | None = None
 
     connection: Any
     rfile: BufferedIOBase
@@ -118,9 +124,13 @@ class StreamRequestHandler(BaseRequestHandler):
             self.connection.setsockopt(_socket_module.IPPROTO_TCP, _socket_module.TCP_NODELAY, True)
         native = type(self.connection) is Connection
         if native and self.rbufsize != 0:
-            self.rfile = Reader(self.connection, _size(self.rbufsize))
+            self.rfile = reader_of(self, self.connection, self.rbufsize)
         else:
             self.rfile = self.connection.makefile("rb", self.rbufsize)
+            if most := bound_of(self):
+                from fastsock._bounded import BoundedFile  # late: few programs need it
+
+                self.rfile = BoundedFile(self.rfile, most)
         if self.wbufsize == 0:
             if native and _SocketWriter.write is _write:  # a program may have patched it
                 self.wfile = DirectWriter(self.connection)

@@ -276,8 +276,8 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         cdef Slot slot
         cdef Task task
-        if channel.deadlines is not None:
-            channel.check_whole()
+        if channel.deadlines is not None and channel.is_whole_over():
+            return OVERDUE
         if self.taken >= MOST_BYTES or self.receives >= MOST_RECEIVES:
             self.give_way()
         if into == NULL:
@@ -307,7 +307,7 @@ cdef class Hub(Descriptors):
                     continue
                 if error != _sys.EAGAIN:
                     fail(error)
-                if limit == 0:
+                if limit == 0 or (flags & _sys.MSG_DONTWAIT and limit == NEVER):
                     return NOTHING
                 if slot is not None:
                     slot.readable = False
@@ -357,8 +357,7 @@ cdef class Hub(Descriptors):
         memcpy(self.outgoing + self.held, data, size)
         self.held += size
         self.given += size
-        channel.sent += size
-        channel.answered = True
+        channel.went(size, False)
         return True
 
     cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
@@ -387,7 +386,7 @@ cdef class Hub(Descriptors):
                     self.sending = connection
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
-                channel.went(size)
+                channel.went(size, False)
                 return size
         if self.held:
             self.flush()
@@ -395,7 +394,7 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
-        channel.went(count)
+        channel.went(count, <size_t> count == size)
         if channel.behind is not None and count == <Py_ssize_t> size:
             channel.send_behind(connection)
         return count
@@ -476,6 +475,8 @@ cdef class Hub(Descriptors):
             return 0  # it is not to wait for a peer that does not read
         rest = PyBytes_FromStringAndSize(self.outgoing + count, held - count)
         self.send_all(channel, connection, PyBytes_AS_STRING(rest), held - count, 0, True)
+        if channel.deadlines is not None:
+            channel.deadlines.stuck = False
         if channel.behind is not None:
             channel.send_behind(connection)
         return 0
@@ -493,8 +494,9 @@ cdef class Hub(Descriptors):
         cdef Py_ssize_t count
         cdef Slot slot = channel.slot
         cdef Slot mine = None
-        if slot is not None and slot.sender is not None and limit != 0:
-            begun = monotonic()
+        cdef bint never_waits = limit == 0 or (limit == NEVER and flags & _sys.MSG_DONTWAIT)
+        if slot is not None and slot.sender is not None and not never_waits:
+            begun = channel.write_begun()
             deadline = channel.until(limit, True, begun)
             while slot.sender is not None:  # which is in the middle of its own
                 try:
@@ -508,7 +510,7 @@ cdef class Hub(Descriptors):
                                   flags | _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
                 if count >= 0:
                     sent += <size_t> count
-                    if sent >= size or (not all_of_it and limit != NEVER):
+                    if sent >= size or (not all_of_it and (limit != NEVER or never_waits)):
                         return sent
                     self.given += <size_t> count
                     if self.given < MOST_BYTES:
@@ -524,12 +526,12 @@ cdef class Hub(Descriptors):
                     PyErr_CheckSignals()
                     descriptor = channel.current(connection, &limit)
                     continue
-                if error != _sys.EAGAIN or limit == 0:
+                if error != _sys.EAGAIN or limit == 0 or never_waits:
                     if sent and not all_of_it:
                         return sent
                     fail(error)
                 if deadline == 0:
-                    begun = monotonic()
+                    begun = channel.write_begun()
                     deadline = channel.until(limit, True, begun)
                 slot = self.enrol(channel, descriptor)
                 slot.sender = self.current

@@ -17,18 +17,20 @@ cdef extern from "arpa/inet.h" nogil:
 
 cdef extern from *:
     """
-    /* Whether two attributes are None in the class, and nothing in the object hides that. */
+    /* Whether two attributes are None in the class, and nothing in the object hides that; -1 where
+     * Python code has a say in it. */
     static int fastsock_both_none(PyObject *object, PyObject *one, PyObject *other) {
         PyTypeObject *type = Py_TYPE(object);
         PyObject *own;
         int hidden;
-        if (type->tp_getattro != PyObject_GenericGetAttr
-            || _PyType_Lookup(type, one) != Py_None || _PyType_Lookup(type, other) != Py_None)
+        if (type->tp_getattro != PyObject_GenericGetAttr)
+            return -1;
+        if (_PyType_Lookup(type, one) != Py_None || _PyType_Lookup(type, other) != Py_None)
             return 0;
         own = PyObject_GenericGetDict(object, NULL);
         if (own == NULL) {
             PyErr_Clear();
-            return 0;
+            return -1;
         }
         hidden = PyDict_Contains(own, one);
         if (hidden == 0)
@@ -39,22 +41,32 @@ cdef extern from *:
         return hidden == 0;
     }
     """
-    bint fastsock_both_none(object instance, str one, str other)
+    int fastsock_both_none(object instance, str one, str other)
 
 cdef bytes _MAPPED = b"\0" * 10 + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
 cdef bint unlimited(object server) except -1:
     """Whether there is no limit; a lookup that costs less than two of Python's."""
-    return fastsock_both_none(server, "max_connections", "max_connections_per_peer")
+    if fastsock_both_none(server, "max_connections", "max_connections_per_peer") == 1:
+        return True
+    return not _limit(server, "max_connections") and not _limit(server, "max_connections_per_peer")
 
 
 cdef Py_ssize_t _limit(object server, str name) except -1:
     """0: none."""
-    most = getattr(server, name, None)
+    try:
+        most = getattr(server, name, None)
+    except Exception:
+        return 0  # a property of the program's own
     if type(most) is not int or most <= 0:
         return 0
     return <Py_ssize_t> min(most, 1 << 40)
+
+
+cdef bint _rejects(object server) except -1:
+    overload = getattr(server, "overload", None)
+    return type(overload) is str and overload == "reject"
 
 
 def peer_key(peer):
@@ -69,6 +81,8 @@ def peer_key(peer):
     if len(peer) != 4:
         return peer[0]
     host = (<str> peer[0]).partition("%")[0]
+    if not host.isascii():
+        return peer[0]
     text = PyUnicode_AsUTF8(host)
     memset(address, 0, sizeof(address))
     if inet_pton(_sys.AF_INET6, text, address) != 1:
@@ -87,7 +101,7 @@ cdef object refusal(object server, Ledger ledger, object peer):
         if ledger.peers.get(peer_key(peer), 0) >= most:
             return "max_connections_per_peer"
     most = _limit(server, "max_connections")
-    if not most or getattr(server, "overload", "wait") != "reject":
+    if not most or not _rejects(server):
         ledger.refusing = False
         return None
     if ledger.active >= most:
@@ -108,8 +122,7 @@ cdef object gate_of(object server, Ledger ledger):
     Raises OSError of eventfd(2).
     """
     cdef Py_ssize_t most = _limit(server, "max_connections")
-    if not most or ledger.active < most or getattr(server, "overload", "wait") == "reject":
-        ledger.enough = -1
+    if not most or ledger.active < most or _rejects(server):
         return None
     if ledger.process != _sys.getpid():  # after a fork the event is the parent's
         ledger.renew_event()
@@ -119,8 +132,6 @@ cdef object gate_of(object server, Ledger ledger):
 
 cdef class Gate:
     """An eventfd(2) that is readable when few enough connections are left."""
-
-    cdef Ledger ledger
 
     def __init__(self, Ledger ledger):
         self.ledger = ledger
@@ -133,3 +144,13 @@ cdef class Gate:
         cdef _sys.eventfd_t count
         _sys.eventfd_read(self.ledger.event, &count)
         return self.ledger.active <= self.ledger.enough
+
+    cdef bint lasts(self, object server) except -1:
+        """Whether there is still something to wait for: the limit may be another one by now."""
+        cdef Py_ssize_t most = _limit(server, "max_connections")
+        if most and not _rejects(server) and self.ledger.process == _sys.getpid():
+            self.ledger.enough = _enough(most)
+            if self.ledger.active > self.ledger.enough:
+                return True
+        self.ledger.enough = -1
+        return False

@@ -253,7 +253,9 @@ def close(self):
 
 def begin(connection, handler):
     """A handler of this connection begins: set the deadlines that its class has, if any."""
-    channel_of(connection).deadlines = deadlines_of(handler)
+    deadlines = deadlines_of(handler)
+    if deadlines is not None:  # else it keeps those of a handler around this one
+        channel_of(connection).deadlines = deadlines
 
 
 def _real_close(self):

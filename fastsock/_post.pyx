@@ -131,7 +131,7 @@ def count(connection, size_t received, size_t sent):
     if received:
         channel.came(received)
     if sent:
-        channel.went(sent)
+        channel.went(sent, True)
 
 
 def bytes_sent(connection):

@@ -5,8 +5,10 @@ cdef class Reader(Stream):
     cdef Py_ssize_t receive(self, char *into, size_t size) except -2
     cdef int check_receives(self) except -1
     cdef int note_timeout(self) except -1
-    cdef Py_ssize_t borrow(self) except -2
-    cdef Py_ssize_t more(self) except -2
+    cdef Py_ssize_t borrow(self, bint within) except -2
+    cdef Py_ssize_t more(self, bint within) except -2
+    cdef int too_long(self) except -1
+    cdef int give_up(self) except -1
     cdef object take(self, size_t count)
     cdef object line_at_hand(self)
     cdef object line(self, Py_ssize_t limit)

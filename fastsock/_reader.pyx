@@ -9,6 +9,7 @@ import io
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, PyObject
+from libc.limits cimport UINT_MAX
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy, memmove
 
@@ -21,6 +22,26 @@ cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
     void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **trace)
     void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *trace)
+
+cdef extern from *:
+    """
+    /* Whether an attribute is None in the class, and nothing in the object hides that. */
+    static int fastsock_is_none(PyObject *object, PyObject *name) {
+        PyObject *own;
+        int hidden;
+        if (_PyType_Lookup(Py_TYPE(object), name) != Py_None)
+            return 0;
+        own = PyObject_GenericGetDict(object, NULL);
+        hidden = own == NULL ? -1 : PyDict_Contains(own, name);
+        Py_XDECREF(own);
+        if (hidden < 0)
+            PyErr_Clear();
+        return hidden == 0;
+    }
+    """
+    bint fastsock_is_none(object instance, str name)
+
+cdef Py_ssize_t DEFAULT_SIZE = io.DEFAULT_BUFFER_SIZE
 
 cdef enum:
     # A read of many bytes begins with this many, and doubles: what a peer announces is not
@@ -40,6 +61,15 @@ cdef enum:
 ctypedef PyObject *(*Unchecked)(Reader reader, Py_ssize_t limit) noexcept
 
 
+class LineTooLongError(ValueError):
+    """A line of a handler's rfile is longer than ``max_line_size``.
+
+    There is no way to go on behind that line: whoever reads lines all the same gets this again.
+    """
+
+    __module__ = __package__
+
+
 cdef object _line(Reader reader, Py_ssize_t limit):
     return reader.line(limit)
 
@@ -48,7 +78,8 @@ cdef class Reader(Stream):
     """A buffered binary file to read from a connection; see ``io.BufferedReader``.
 
     ``Reader(connection, size)``: the buffer has size bytes, more when lines are longer, and fewer
-    as long as few come. For isinstance() it is an ``io.BufferedReader``.
+    as long as few come; that of ``reader_of()`` may have a bound for lines. For isinstance() it is
+    an ``io.BufferedReader``.
     """
 
     cdef str mode(self):
@@ -82,21 +113,27 @@ cdef class Reader(Stream):
 
     cdef Py_ssize_t receive(self, char *into, size_t size) except -2:
         """SocketIO.readinto(): 0 at the end, WOULD_BLOCK on a non-blocking connection."""
+        cdef Py_ssize_t count
         try:
             if self.timed_out or self.socket_io is not None:
                 self.check_receives()
-            return self.channel.receive(self.connection, into, size, 0)
+            count = self.channel.receive(self.connection, into, size, 0)
+            self.channel.in_message = False  # it is not known of who receives by himself next
+            return count
         except TimeoutError:
             self.start = self.end = 0
+            self.channel.in_message = False
             self.note_timeout()
             raise
         except BlockingIOError as error:
+            self.channel.in_message = False
             if error.errno != errno.EAGAIN:
                 self.start = self.end = 0
                 raise
             return WOULD_BLOCK
         except BaseException:
             self.start = self.end = 0  # as in io: what was read so far of a line is lost
+            self.channel.in_message = False
             raise
 
     cdef int check_receives(self) except -1:
@@ -113,15 +150,26 @@ cdef class Reader(Stream):
             self.socket_io._timeout_occurred = True
         return 0
 
-    cdef Py_ssize_t more(self) except -2:
-        """Receive once behind what is in the buffer, which grows if it is full."""
+    cdef int give_up(self) except -1:
+        self.note_timeout()
+        try:
+            self.channel.overdue(False, 0)
+        finally:
+            self.channel.in_message = False
+        return 0
+
+    cdef Py_ssize_t more(self, bint within) except -2:
+        """Receive once behind what is in the buffer, which grows if it is full.
+
+        within: a part of what is read has been taken out of it.
+        """
         cdef Py_ssize_t count
         cdef size_t more
         if self.channel.waiter is not None and self.channel.waiter.here():
             if self.start == self.end:
-                return self.borrow()
+                return self.borrow(within)
             self.give_back()
-        self.channel.in_message = self.start != self.end
+        self.channel.in_message = within or self.start != self.end
         if self.start == self.end:
             self.start = self.end = 0
             if self.room > KEPT:
@@ -151,27 +199,27 @@ cdef class Reader(Stream):
                 count += <Py_ssize_t> more
         return count
 
-    cdef Py_ssize_t borrow(self) except -2:
+    cdef Py_ssize_t borrow(self, bint within) except -2:
         """Receive once into the waiter's buffer: a connection that is silent has none."""
         cdef Py_ssize_t count
         if not self.borrowed:
             free(self.buffer)
         self.buffer = NULL
         self.borrowed = False
-        self.channel.in_message = False
+        self.channel.in_message = within
         self.start = self.end = self.room = 0
         if self.timed_out or self.socket_io is not None:
             self.check_receives()
         count = self.channel.waiter.receive_or_borrow(
             self.channel, self.connection, NULL,
             self.size if self.size < USUAL_SIZE else <size_t> -1, 0, self)
+        if count == OVERDUE:
+            self.give_up()
+        self.channel.in_message = False
         if count > 0:
             self.borrowed = True
             self.buffer = self.channel.waiter.lent()
             self.end = self.room = <size_t> count
-        elif count == OVERDUE:
-            self.note_timeout()
-            self.channel.overdue(False, 0)
         elif count == NOTHING:
             return WOULD_BLOCK
         return count
@@ -191,32 +239,43 @@ cdef class Reader(Stream):
         if self.start == self.end or self.busy or self.is_closed or self.detached:
             return None
         found = <char *> memchr(begin, b'\n', self.end - self.start)
-        return None if found == NULL else self.take(<size_t> (found - begin) + 1)
+        if found == NULL or found - begin >= <Py_ssize_t> self.longest:
+            return None
+        return self.take(<size_t> (found - begin) + 1)
 
     cdef object line(self, Py_ssize_t limit):
         """The next line, or as much of it as limit allows, as there is, or as has come."""
         cdef size_t have = self.end - self.start
-        cdef size_t searched = 0, within
+        cdef size_t searched = 0, within, most = <size_t> -1
         cdef char *found
         cdef Py_ssize_t count
+        if self.longest != UINT_MAX:
+            most = self.longest
+        if limit >= 0 and <size_t> limit < most:
+            most = limit
         while True:
-            within = have if limit < 0 or have < <size_t> limit else <size_t> limit
+            within = have if have < most else most
             if within > searched:
                 found = <char *> memchr(self.buffer + self.start + searched, b'\n',
                                         within - searched)
                 if found != NULL:
                     return self.take(<size_t> (found - (self.buffer + self.start)) + 1)
                 searched = within
-            if limit >= 0 and have >= <size_t> limit:
+            if limit >= 0 and have >= <size_t> limit and most == <size_t> limit:
                 return self.take(within)
+            if have > most:
+                self.too_long()
             if (self.start == self.end and self.channel.waiter is not None
                     and self.channel.waiter.here()):
-                count = self.borrow()
+                count = self.borrow(False)
             else:
-                count = self.more()
+                count = self.more(False)
             if count <= 0:
                 return self.take(have)
             have += <size_t> count
+
+    cdef int too_long(self) except -1:
+        raise LineTooLongError(f"a line is longer than {self.longest} bytes (max_line_size)")
 
     cdef object whole_line(self, Py_ssize_t limit):
         cdef PyObject *line
@@ -248,7 +307,7 @@ cdef class Reader(Stream):
             return self.take(<size_t> size)
         room = max(<size_t> FIRST_PIECE, 2 * have)
         if size < 0:
-            room = max(2 * self.size, 2 * have)
+            room = max(2 * <size_t> self.size, 2 * have)
         elif room > <size_t> size:
             room = <size_t> size
         data = new_bytes(NULL, room)
@@ -269,7 +328,7 @@ cdef class Reader(Stream):
                     self.channel.in_message = filled > 0
                     count = self.receive(bytes_of(data) + filled, wanted)
                 else:  # read ahead
-                    count = self.more()
+                    count = self.more(filled > 0)
                     if count > 0:
                         if <size_t> count > wanted:
                             count = wanted
@@ -317,9 +376,10 @@ cdef class Reader(Stream):
                     if once and written:
                         break  # io would wait for more here if more than its buffer takes is wanted
                     if wanted - written > self.size:
+                        self.channel.in_message = written > 0
                         count = self.receive(data + written, wanted - written)
                     else:
-                        count = self.more()
+                        count = self.more(written > 0)
                         if count > 0:
                             if <size_t> count > wanted - written:
                                 count = wanted - written
@@ -421,7 +481,7 @@ cdef class Reader(Stream):
         self.enter("peek of closed file")
         try:
             if self.start == self.end:
-                self.more()
+                self.more(False)
             return PyBytes_FromStringAndSize(self.buffer + self.start, self.end - self.start)
         finally:
             self.leave()
@@ -466,6 +526,24 @@ cdef class Reader(Stream):
         self.check_open("I/O operation on closed file.")
         for line in lines:
             self.write(line)
+
+
+def bound_of(handler):
+    """The handler's ``max_line_size``; 0 if it has none: what is no positive int is for itself."""
+    try:
+        most = getattr(handler, "max_line_size", None)
+    except Exception:
+        return 0  # a property of the program's own
+    return min(most, UINT_MAX - 1) if type(most) is int and most > 0 else 0
+
+
+def reader_of(handler, connection, size):
+    """A Reader for a handler; size: its rbufsize."""
+    cdef Reader reader = Reader.__new__(Reader)
+    Stream.__init__(reader, connection, DEFAULT_SIZE if size is None or size < 0 else size)
+    if not fastsock_is_none(handler, "max_line_size"):
+        reader.longest = bound_of(handler) or UINT_MAX
+    return reader
 
 
 io.BufferedIOBase.register(Reader)

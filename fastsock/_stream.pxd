@@ -18,7 +18,8 @@ cdef class Stream(Borrower):
     cdef object task  # the one of a hub that is inside, or None
     cdef object gate  # a lock that the others wait for, or None
     cdef list tasks  # of a hub, that wait for it too, or None
-    cdef size_t size  # of the buffer, as asked for
+    cdef unsigned int size  # of the buffer, as asked for
+    cdef unsigned int longest  # line that a reader takes
     cdef char *buffer
     cdef size_t start  # of the bytes in the buffer
     cdef size_t end

@@ -15,6 +15,7 @@ import sys
 
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport PyObject
+from libc.limits cimport UINT_MAX
 from libc.stdlib cimport free, realloc
 
 from fastsock._channel cimport channel_of
@@ -71,7 +72,8 @@ cdef class Stream(Borrower):
             raise ValueError("buffer size must be strictly positive")
         self.channel = channel_of(connection)
         self.connection = connection
-        self.size = size
+        self.size = <unsigned int> min(<size_t> size, <size_t> UINT_MAX)
+        self.longest = UINT_MAX
         connection._io_refs += 1
 
     def __dealloc__(self):

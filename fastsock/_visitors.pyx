@@ -104,30 +104,41 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
     """A channel's receive(), or send(), that waits by a function."""
     cdef nanoseconds limit
     cdef int descriptor = channel.current(connection, &limit)
-    cdef nanoseconds begun = monotonic()
-    cdef nanoseconds deadline = channel.until(limit, writing, begun)
+    cdef nanoseconds begun = channel.write_begun() if writing else monotonic()
+    cdef nanoseconds deadline
     cdef size_t done = 0
     cdef Py_ssize_t count
     cdef int error
-    flags |= _sys.MSG_DONTWAIT
+    cdef bint never_waits = limit == 0 or (limit == NEVER and flags & _sys.MSG_DONTWAIT)
+    # MSG_DONTWAIT undoes it, and a timeout does.
+    cdef bint waits_for_all = (not writing and flags & _sys.MSG_WAITALL and limit == NEVER
+                               and not never_waits and not flags & _sys.MSG_PEEK
+                               and channel.kind == _sys.SOCK_STREAM)
+    if channel.deadlines is not None:
+        channel.check_whole()
+    deadline = channel.until(limit, writing, begun)
+    flags = (flags | _sys.MSG_DONTWAIT) & ~_sys.MSG_WAITALL
     while True:
         if writing:
             count = _sys.send(descriptor, data + done, size - done, flags | _sys.MSG_NOSIGNAL)
         else:
-            count = _sys.recv(descriptor, data, size, flags)
+            count = _sys.recv(descriptor, data + done, size - done, flags)
         error = _sys.errno
         if count >= 0:
             done += <size_t> count
             if writing:
-                channel.went(count)
-            else:
+                channel.went(count, done >= size)
+                if done >= size or (limit != NEVER and not all_of_it):
+                    return done
+                continue
+            if not flags & _sys.MSG_PEEK:
                 channel.came(count)
-            if not writing or done >= size or (limit != NEVER and not all_of_it):
+            if not waits_for_all or done >= size or count == 0:
                 return done
             continue
         if error == _sys.EINTR:
             PyErr_CheckSignals()
-        elif error != _sys.EAGAIN or limit == 0:
+        elif error != _sys.EAGAIN or never_waits:
             if done and not all_of_it:
                 return done
             fail(error)
@@ -136,5 +147,7 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
             if deadline != NEVER:
                 left = max(<double> deadline - monotonic(), 0) / 1e9
             if not wait_by(wait, channel, descriptor, writing, left):
+                if waits_for_all and done:
+                    return done  # the next call meets it, if it lasts
                 channel.overdue(writing, begun)
         descriptor = channel.current(connection, &limit)

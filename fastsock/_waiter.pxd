@@ -35,9 +35,11 @@ cdef class Endpoint(Record):
                            nanoseconds begun) except? -2
     cdef int check(self, bint writing, nanoseconds begun) except -1
     cdef int check_whole(self) except -1
+    cdef bint is_whole_over(self) noexcept
+    cdef nanoseconds write_begun(self) noexcept
     cdef int overdue(self, bint writing, nanoseconds begun) except -1
     cdef void came(self, Py_ssize_t count) noexcept
-    cdef void went(self, Py_ssize_t count) noexcept
+    cdef void went(self, Py_ssize_t count, bint whole) noexcept
     cdef bint is_between_messages(self, int descriptor) noexcept
     cdef int send_behind(self, object connection) except -1
 

@@ -89,9 +89,16 @@ cdef class Endpoint(Record):
 
     cdef int check_whole(self) except -1:
         """Raise DeadlineError if the time for the whole request is over; where there are some."""
-        if self.deadlines.whole_by != NEVER and monotonic() >= self.deadlines.whole_by:
+        if self.is_whole_over():
             self.check(True, 0)
         return 0
+
+    cdef bint is_whole_over(self) noexcept:
+        return self.deadlines.whole_by != NEVER and monotonic() >= self.deadlines.whole_by
+
+    cdef nanoseconds write_begun(self) noexcept:
+        """When the write has begun that sends now."""
+        return monotonic() if self.deadlines is None else self.deadlines.write_begun()
 
     cdef int overdue(self, bint writing, nanoseconds begun) except -1:
         """Raise what says that a wait has been given up."""
@@ -107,11 +114,15 @@ cdef class Endpoint(Record):
             self.deadlines.first_by = NEVER
             self.deadlines.moved()
 
-    cdef void went(self, Py_ssize_t count) noexcept:
+    cdef void went(self, Py_ssize_t count, bint whole) noexcept:
+        """whole: all that there was to be sent."""
         self.sent += <size_t> count
         self.answered = True
         if self.deadlines is not None:
-            self.deadlines.moved()
+            if count > 0:
+                self.deadlines.moved()
+            if whole:
+                self.deadlines.stuck = False
 
     cdef bint is_between_messages(self, int descriptor) noexcept:
         """Whether nothing of a next message has come, as far as can be known."""

@@ -5,6 +5,7 @@ from fastsock._stream cimport Stream
 cdef class Writer(Stream):
     cdef flag split  # a part of what was written has been sent, and the rest is in the buffer
 
+    cdef int begin(self) except -1
     cdef int flush_buffer(self) except -1
     cdef int join(self) except -1
     cdef void part(self) noexcept

@@ -11,6 +11,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy, memmove
 
 from fastsock._channel cimport Channel, channel_of
+from fastsock._clock cimport monotonic
 from fastsock._stream cimport Stream, unsupported
 
 
@@ -32,8 +33,20 @@ cdef class Writer(Stream):
     def __class__(self):
         return io.BufferedWriter
 
+    cdef int leave(self) except -1:
+        if self.channel.deadlines is not None:
+            self.channel.deadlines.writing_since = 0
+        return Stream.leave(self)
+
+    cdef int begin(self) except -1:
+        """A write that may take several sends has one deadline."""
+        if self.channel.deadlines is not None and not self.channel.deadlines.writing_since:
+            self.channel.deadlines.writing_since = monotonic()
+        return 0
+
     cdef int flush_buffer(self) except -1:
         cdef Py_ssize_t sent
+        self.begin()
         while self.start < self.end:
             try:
                 sent = self.channel.send(self.connection, self.buffer + self.start,
@@ -75,6 +88,7 @@ cdef class Writer(Stream):
             memcpy(self.buffer + self.end, data, size)
             self.end += size
             return size
+        self.begin()
         self.part()
         while taken < size:
             held = self.end - self.start

@@ -35,7 +35,7 @@ NATIVE: dict[str, set[str]] = {
     "_post": {"_sys", "_channel", "_ledger", "_waiter"},
     "_stream": {"_waiter", "_channel"},
     "_reader": {"_sys", "_waiter", "_channel", "_stream"},
-    "_writer": {"_channel", "_ledger", "_stream"},
+    "_writer": {"_clock", "_channel", "_ledger", "_stream"},
     "_direct": {"_channel"},
     "_timers": {"_clock"},
     "_tasks": {"_sys", "_clock", "_timers", "_waiter"},
@@ -144,12 +144,14 @@ LAYERS: dict[str, set[str]] = {
     **NATIVE,
     "_types": set(),
     "_plain": {"_types"},
+    "_bounded": {"_reader", "_types"},
     "_calls": {"_channel", "_methods", "_types", "_visitors"},
     "_connection": {"_accept", "_calls", "_channel", "_methods", "_post", "_visitors", "_types"},
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
     "_handlers": {
+        "_bounded",
         "_methods",
         "_direct",
         "_types",
@@ -231,6 +233,8 @@ LAYERS: dict[str, set[str]] = {
     "_native": set(),  # whose imports are a list of names
     "__init__": {
         "_native",
+        "_deadlines",
+        "_reader",
         "_connection",
         "_datagram_socket",
         "_plain",

@@ -1,7 +1,8 @@
-"""The programs in README.md and docs/multiplexing.md do what is said of them."""
+"""The programs in README.md and docs/ do what is said of them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -105,3 +106,24 @@ def test_pair(start: Any, old: str, new: str) -> None:
         speaker.sendall(b"speak\n")
         speaker.sendall(b"the line\n")
         assert listener.recv(100) == b"the line\n"
+
+
+def test_limits(start: Any) -> None:
+    address = start("docs/staying-up.md", "Lines", "max_connections_per_peer = 20",
+                    "max_connections_per_peer = 1")  # fmt: skip
+    with connect(address) as client:
+        client.sendall(b"hello\n")
+        assert client.recv(100) == b"hello\n"
+        with connect(address) as other:
+            assert other.recv(1) == b""
+        client.sendall(b"x" * 8193)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+
+
+def test_deadlines(start: Any) -> None:
+    address = start("docs/staying-up.md", "Patient", "idle_timeout = 60", "idle_timeout = 0.1")
+    with connect(address) as client:
+        client.sendall(b"hello\n")
+        assert client.recv(100) == b"hello\n"
+        assert client.recv(1) == b""

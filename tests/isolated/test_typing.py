@@ -20,8 +20,8 @@ from programs import Programs
 
 TYPING = Path(__file__).resolve().parent.parent / "typing"
 # Of fastsock alone:
-MULTIPLEXING = sorted([*TYPING.glob("*multiplexing*.py"), *TYPING.glob("*staying*.py")])
-PROGRAMS = sorted(path for path in TYPING.glob("*.py") if path not in MULTIPLEXING)
+OURS = sorted((*TYPING.glob("*multiplexing*.py"), *TYPING.glob("*staying*.py")))
+PROGRAMS = sorted({*TYPING.glob("*.py")} - {*OURS})
 NAMES = [path.stem for path in PROGRAMS]
 RIGHT = {"handlers", "servers"}
 
@@ -94,21 +94,21 @@ def test_mistakes_are_found(checked: tuple[Report, Report]) -> None:
 EXPECTED = re.compile(r"# (?:-> (?P<type>.*)|error: (?P<code>[a-z-]+))$")
 
 
-def test_multiplexing_is_typed(package_parent: Path | None, tmp_path: Path) -> None:
+def test_what_is_ours_alone_is_typed(package_parent: Path | None, tmp_path: Path) -> None:
     """Each line's comment says what mypy --strict says of it; what has none is right."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     programs = Programs(tmp_path, None)
     if package_parent is not None:
         programs.environment["MYPYPATH"] = str(package_parent)
     expected = set()
-    for path in MULTIPLEXING:
+    for path in OURS:
         programs.write(path.name, path.read_bytes())
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if (match := EXPECTED.search(line)) is not None:
                 expected.add((path.name, number, match["type"] or match["code"]))
     assert len(expected) >= 50
     options = ["--strict", "--follow-imports=silent", "--no-error-summary", "--config-file="]
-    found = programs.run("-m", "mypy", *options, *(path.name for path in MULTIPLEXING))
+    found = programs.run("-m", "mypy", *options, *(path.name for path in OURS))
     programs.close()
     assert found.err == ""
     told = set()

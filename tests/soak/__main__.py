@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from . import bad_clients
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="ci/soak", description=__doc__)
@@ -32,7 +34,10 @@ def main(arguments: list[str]) -> int:
     exits.add_argument("--count", type=int, default=1000)
     exits.add_argument("--handlers", type=int, default=100)
     exits.add_argument("--seed", type=int, default=0)
+    bad_clients.add(commands)
     options = parser.parse_args(arguments)
+    if options.command in bad_clients.NAMES:
+        return bad_clients.run(options)
     if options.command == "drain":
         from .drain import run as run_drain
 
