@@ -55,8 +55,10 @@ cdef nanoseconds _span(object seconds) except -2:
 
 
 cdef object _value(object handler, str name):
-    """What its class says: a property is nobody's to ask before setup()."""
-    return getattr(type(handler), name, None)
+    try:
+        return getattr(handler, name, None)
+    except Exception:
+        return None  # a property of the program's own
 
 
 cdef Deadlines deadlines_of(object handler):

@@ -66,6 +66,7 @@ class Living:
         transport: str = "TCP",
         *,
         serves: bool = True,
+        poll_interval: float = 60,  # it is woken
         mixed: tuple[Any, ...] = (),
         **attributes: Any,
     ) -> None:
@@ -80,11 +81,12 @@ class Living:
         self.server = server_class(fresh_address(server_class, folder), self.handler)
         self.stack = contextlib.ExitStack()
         self.loop: Background | None = None
+        self.poll_interval = poll_interval
         if serves:
             self.serve()
 
     def serve(self) -> None:
-        self.loop = Background(self.server.serve_forever, 60)  # it is woken
+        self.loop = Background(self.server.serve_forever, self.poll_interval)
         wait_until(lambda: self.server._BaseServer__is_shut_down.serving())
 
     def connect(self, data: bytes = b"") -> socket.socket:

@@ -67,7 +67,7 @@ def served(live: Live, flavour: str, handle: Any = echo, *args: Any, **attribute
     """A server that counts the passes of its loop."""
     passes: list[None] = []
     attributes.setdefault("service_actions", lambda server: passes.append(None))
-    living = live(flavour, handle, *args, **attributes)
+    living = live(flavour, handle, *args, poll_interval=0.05, **attributes)
     living.passes = passes  # type: ignore[attr-defined]
     living.waiting = []  # type: ignore[attr-defined]
     return living
