@@ -262,6 +262,7 @@ def test_overload_that_changes(live: Live, several: str) -> None:
     assert is_held(living)
     living.server.overload = "reject"
     assert is_closed(waiting)
+    waiting.close()
     assert ledger(living).refused == {"max_connections": 1}
     living.server.overload = "wait"
     waiting = knock(living)
@@ -547,6 +548,7 @@ def test_ipv6(live: Live, several: str) -> None:
 def test_handle_request_waits(live: Live) -> None:
     """Until its own timeout, as for a request."""
     living = live("threading", echo, serves=False, max_connections=1, timeout=0.2)
+    living.waiting = []
     first = knock(living)
     living.server.handle_request()
     assert first.recv(6) == b"hello\n"
@@ -629,6 +631,7 @@ def test_without_a_descriptor_to_wait_by(live: Live, several: str) -> None:
 
 def test_handle_request_without_a_descriptor_to_wait_by(live: Live) -> None:
     living = live("threading", echo, serves=False, max_connections=1, timeout=0.2)
+    living.waiting = []
     first, second = (living.stack.enter_context(socket.socket()) for _ in range(2))
     first.settimeout(TIMEOUT)
     second.settimeout(TIMEOUT)
