@@ -165,7 +165,9 @@ LAYERS: dict[str, set[str]] = {
     "_broadcast": {"_control", "_ledger", "_post", "_stats", "_types"},
     "_drain": {"_control", "_ending", "_types"},
     "_linger": {"_visitors", "_ending", "_plain", "_types"},
+    "_serving": {"_control", "_types"},
     "_servers": {
+        "_serving",
         "_broadcast",
         "_stats",
         "_drain",
@@ -182,7 +184,7 @@ LAYERS: dict[str, set[str]] = {
         "_datagram_socket",
         "_handlers",
     },
-    "metrics": {"_servers", "_stats", "_types"},
+    "metrics": {"_servers", "_serving", "_stats", "_types"},
     "_mixins": {
         "_control",
         "_datagram_socket",
@@ -228,7 +230,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
     "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
-    "_running": {"_drain", "_servers", "_types"},
+    "_running": {"_drain", "_servers", "_serving", "_types"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {

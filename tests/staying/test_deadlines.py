@@ -754,7 +754,9 @@ def test_a_connection_in_a_thread_without_tasks(live: Live) -> None:
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     caplog.set_level(logging.DEBUG, "fastsock")
-    yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("fastsock")]
+    yield lambda: [
+        record.getMessage() for record in caplog.records if record.name.startswith("fastsock")
+    ]
 
 
 def test_a_line_and_no_traceback(
