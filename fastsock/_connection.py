@@ -195,7 +195,7 @@ def _receiving(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def receiving(self: Any, /, *args: Any, **keywords: Any) -> Any:
         returned = call(self, *args, **keywords)
         flags = args[place] if len(args) > place else keywords.get("flags", 0)
-        if not (type(flags) is int and flags & socket.MSG_PEEK):
+        if not (isinstance(flags, int) and flags & socket.MSG_PEEK):
             _post.count(self, _length(returned), 0)
         return returned
 
