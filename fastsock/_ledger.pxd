@@ -21,6 +21,7 @@ cdef class Record:
     cdef void *newer
     cdef void *older
     cdef Ledger ledger  # None: it was never entered, or has ended
+    cdef View view  # what programs have been given of it; None: nothing
     cdef object peer  # the client_address
     cdef nanoseconds since
     cdef unsigned long long received  # bytes
@@ -40,6 +41,16 @@ cdef class Record:
     cdef bint has_answered(self) noexcept
     cdef int cut(self, int direction) except -1
     cdef int look(self) except -1
+
+
+cdef class View:
+    cdef void *record  # NULL: it has ended, before which it says so
+    cdef object peer
+    cdef nanoseconds since
+    cdef unsigned long long received
+    cdef unsigned long long sent
+
+    cdef void end(self) noexcept
 
 
 cdef class OtherRecord(Record):
