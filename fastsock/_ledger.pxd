@@ -32,6 +32,7 @@ cdef class Record:
     # Those of Endpoint, here for their place in memory:
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
+    cdef flag of_tls  # the heir is an ssl.SSLSocket: only its own methods can read and write
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
     cdef unsigned short writers  # that may be in the middle of their bytes
     cdef int descriptor  # owned; -1: given away or closed
