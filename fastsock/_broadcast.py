@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastsock._control import Control
-from fastsock._ledger import Record
+from fastsock._ledger import Record, views
 from fastsock._post import is_of, post
 from fastsock._stats import LiveConnection, live_records
 from fastsock._types import Any, ReadableBuffer
@@ -38,6 +38,6 @@ def broadcast_to_all(
             continue
         if post(record, given):
             sent += 1
-        elif record.is_live:
+        else:
             skipped.append(record)
-    return Broadcast(sent, tuple(LiveConnection(record) for record in skipped))
+    return Broadcast(sent, tuple(map(LiveConnection, views(skipped))))

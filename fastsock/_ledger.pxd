@@ -21,6 +21,7 @@ cdef class Record:
     cdef void *newer
     cdef void *older
     cdef Ledger ledger  # None: it was never entered, or has ended
+    cdef View view  # what programs have been given of it; None: nothing
     cdef object peer  # the client_address
     cdef nanoseconds since
     cdef unsigned long long received  # bytes
@@ -31,6 +32,7 @@ cdef class Record:
     # Those of Endpoint, here for their place in memory:
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
+    cdef flag of_tls  # the heir is an ssl.SSLSocket: only its own methods can read and write
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
     cdef unsigned short writers  # that may be in the middle of their bytes
     cdef int descriptor  # owned; -1: given away or closed
@@ -40,6 +42,16 @@ cdef class Record:
     cdef bint has_answered(self) noexcept
     cdef int cut(self, int direction) except -1
     cdef int look(self) except -1
+
+
+cdef class View:
+    cdef void *record  # NULL: it has ended, before which it says so
+    cdef object peer
+    cdef nanoseconds since
+    cdef unsigned long long received
+    cdef unsigned long long sent
+
+    cdef void end(self) noexcept
 
 
 cdef class OtherRecord(Record):

@@ -82,6 +82,9 @@ cdef class Record:
     cdef void leave(self) noexcept:
         """Take an entered one off the list, without counting it as finished."""
         cdef Ledger ledger = self.ledger
+        if self.view is not None:
+            self.view.end()
+            self.view = None
         self.ledger = None
         if self.newer != NULL:
             (<Record> self.newer).older = self.older
@@ -111,17 +114,35 @@ cdef class Record:
         """See how many bytes have come and gone, where nobody counts them meanwhile."""
         return 0
 
+    @property
+    def is_live(self):
+        return self.ledger is not None
+
+
+cdef class View:
+    """What is to be known of a record, by who does not keep it: a connection that is dropped is
+    closed by that.
+    """
+
+    cdef void end(self) noexcept:
+        cdef Record record = <Record> self.record
+        self.record = NULL
+        self.received = record.received
+        self.sent = record.sent
+
     def close(self):
         """Shut its connection down, both ways; whoever serves it finds that out, and closes it.
 
         Nothing is done to one that has ended: whose connection that is nobody knows.
         """
-        if self.ledger is not None:
-            self.cut(_sys.SHUT_RDWR)
+        cdef Record record
+        if self.record != NULL:
+            record = <Record> self.record
+            record.cut(_sys.SHUT_RDWR)
 
     @property
     def is_live(self):
-        return self.ledger is not None
+        return self.record != NULL
 
     @property
     def client_address(self):
@@ -129,22 +150,48 @@ cdef class Record:
 
     @property
     def seconds(self):
-        """For how long it has been under way."""
+        """Since it began."""
         return (monotonic() - self.since) / 1e9
 
     @property
     def bytes_received(self):
-        self.look()
-        return self.received
+        cdef Record record
+        if self.record == NULL:
+            return self.received
+        record = <Record> self.record
+        record.look()
+        return record.received
 
     @property
     def bytes_sent(self):
-        self.look()
-        return self.sent
+        cdef Record record
+        if self.record == NULL:
+            return self.sent
+        record = <Record> self.record
+        record.look()
+        return record.sent
 
     @property
     def state(self):
-        return _DOING[self.doing]
+        return _DOING[WORKING if self.record == NULL else (<Record> self.record).doing]
+
+
+cdef View view_of(Record record):
+    """That of a record which is under way."""
+    cdef View view = record.view
+    if view is None:
+        view = View.__new__(View)
+        view.record = <void *> record
+        view.peer = record.peer
+        view.since = record.since
+        record.view = view
+    return view
+
+
+def views(list records not None):
+    """Of those of the records that are under way."""
+    cdef Record record
+    return [view_of(record) for record in records if record.ledger is not None]
 
 
 @cython.no_gc_clear

@@ -5,6 +5,8 @@ object underneath is not initialised; see ``_channel``.
 """
 
 import _socket
+import sys
+import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
@@ -27,6 +29,7 @@ from fastsock._waiter cimport fail
 cdef enum:
     LONGEST_TIMEOUT = 1_000_000  # seconds; what is longer is left to socket.settimeout()
 
+cdef object _reference = weakref.ref
 cdef object _fileno = _socket.socket.fileno
 cdef object _gettimeout = _socket.socket.gettimeout
 cdef object _settimeout = _socket.socket.settimeout
@@ -278,6 +281,23 @@ def _real_close(self):
                 forget(channel)
 
 
+cdef object _tls_heir(Channel channel):
+    """A weak reference to the SSLSocket that is being made of a connection; None: it is not.
+
+    ``SSLSocket._create()`` makes that of the descriptor, and then detaches the connection.
+    """
+    ssl = sys.modules.get("ssl")
+    if ssl is None or channel.ledger is None:
+        return None
+    frame = sys._getframe()
+    if frame.f_globals is not getattr(ssl, "__dict__", None):
+        return None
+    made = frame.f_locals.get("self")
+    if not isinstance(made, _socket.socket) or _fileno(made) != channel.owned():
+        return None
+    return _reference(made)
+
+
 def detach(self):
     """Give the descriptor away without closing it; see ``socket.socket.detach``."""
     cdef Channel channel = channel_of(self)
@@ -286,7 +306,8 @@ def detach(self):
         channel.settle(self)
         channel.waiter.forget(channel)
     self._closed = True
-    channel.heir = None
+    channel.heir = _tls_heir(channel)
+    channel.of_tls = channel.heir is not None
     if channel.handed_over:
         descriptor = _socket_detach(self)
     else:

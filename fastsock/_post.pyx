@@ -70,7 +70,7 @@ def post(Record record not None, bytes data not None):
     cdef Way way = FREE
     cdef int descriptor
     cdef Py_ssize_t count, size
-    if type(record) is not Channel or record.ledger is None:
+    if type(record) is not Channel or record.ledger is None or record.of_tls:
         return False
     channel = <Channel> record
     descriptor = channel.owned()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fastsock._control import Control
 from fastsock._datagram_socket import counts_of, sent_by
-from fastsock._ledger import Record
+from fastsock._ledger import Record, View, views
 from fastsock._types import Any
 from fastsock._worker import Pool
 
@@ -78,32 +78,32 @@ class Stats:
 class LiveConnection:
     """A connection that a server serves, or has served; see ``BaseServer.connections``.
 
-    Keeps the connection's memory, but not the connection open.
+    Keeps nothing of the connection.
 
     Attributes:
         since: when it was taken, in seconds as of ``time.time()``.
     """
 
-    __slots__ = ("_record", "since")
+    __slots__ = ("_view", "since")
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
-        self.since: float = time.time() - record.seconds
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.since: float = time.time() - view.seconds
 
     @property
     def client_address(self) -> Any:
         """The peer's address as get_request() returned it."""
-        return self._record.client_address
+        return self._view.client_address
 
     @property
     def is_live(self) -> bool:
         """Whether it has not ended yet."""
-        return self._record.is_live
+        return self._view.is_live
 
     @property
     def seconds(self) -> float:
         """Seconds since it was taken."""
-        return self._record.seconds
+        return self._view.seconds
 
     @property
     def bytes_in(self) -> int:
@@ -111,12 +111,12 @@ class LiveConnection:
 
         0 while a child process serves it.
         """
-        return self._record.bytes_received
+        return self._view.bytes_received
 
     @property
     def bytes_out(self) -> int:
         """How many bytes its handler has written; see bytes_in."""
-        return self._record.bytes_sent
+        return self._view.bytes_sent
 
     @property
     def state(self) -> str:
@@ -126,16 +126,16 @@ class LiveConnection:
         "writing": until the peer takes some; "working": anything else. That of a TLS connection,
         or in a child process, is always "working".
         """
-        return self._record.state
+        return self._view.state
 
     def close(self) -> None:
         """Shut the connection down; its handler finds an end of the stream, or an error.
 
         A child process that serves it gets SIGTERM. For any thread. Does nothing to a connection
-        that has ended, nor to one that its handler has detached, as the ``wrap_socket()`` of a
-        handler does.
+        that has ended, nor to one that its handler has detached, unless that was by the
+        ``wrap_socket()`` of ssl.
         """
-        self._record.close()
+        self._view.close()
 
     def __repr__(self) -> str:
         return (
@@ -189,7 +189,7 @@ def live_records(server: Any, control: Control) -> list[Record]:
 
 def connections_of(server: Any, control: Control) -> list[LiveConnection]:
     """As live_records(), for programs."""
-    return [LiveConnection(record) for record in live_records(server, control)]
+    return [LiveConnection(view) for view in views(live_records(server, control))]
 
 
 def keep_children(server: Any, control: Control) -> None:

@@ -136,7 +136,7 @@ def test_who_does_not_read_is_skipped(flavour: str, transport: str, size: int, f
             assert result.sent == 2
             sent += 1
         assert result.sent == 1
-        assert [repr(each._record) for each in result.skipped] == [repr(slow_one._record)]
+        assert [each._view for each in result.skipped] == [slow_one._view]
         assert sent > 2
         received = exactly(slow, sent * size)
         lines = received.splitlines(keepends=True)

@@ -178,3 +178,23 @@ def test_looked_at_while_they_come_and_go(flavour: str) -> None:
                 assert repr(connection)
                 connection.close()
         stats_when(server, lambda stats: stats.finished == 100)
+
+
+@flavours("threading", "multiplexing")
+def test_nor_one_that_nobody_has_closed(flavour: str) -> None:
+    """It is closed when it is dropped, whoever has looked at it."""
+
+    def handle(self: Any) -> None:
+        self.rfile.readline()
+        self.server.seen = self.server.connections
+
+    with (
+        pytest.warns(ResourceWarning, match="unclosed"),
+        served(flavour, handle, shutdown_request=lambda *request: None) as server,
+        connect(server) as client,
+    ):
+        client.sendall(b"hello\n")
+        assert receive(client) == b""
+        (connection,) = server.seen
+        assert (connection.bytes_in, connection.client_address) == (6, client.getsockname())
+        assert not connection.is_live
