@@ -199,7 +199,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_hubs": {"_visitors", "_hub", "_log", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
-    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types"},
+    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types", "_visitors"},
     "_guests": {"_accept", "_calls", "_connection", "_hubs", "_tls", "_types", "_visitors"},
     "_cooperative": {
         "_channel",
