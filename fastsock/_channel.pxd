@@ -7,6 +7,7 @@ cdef class Channel(Endpoint):
 
     cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1
     cdef int after_wait(self, object connection) noexcept nogil
+    cdef int still(self, int descriptor) noexcept nogil
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
                             int flags) except -1

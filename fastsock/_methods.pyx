@@ -271,6 +271,7 @@ def _real_close(self):
             if channel.waiter is not None:
                 channel.waiter.forget(channel)
             channel.heir = None
+            channel.gone = True
             channel.end()
             try:
                 _socket_close(self)
@@ -288,6 +289,7 @@ def detach(self):
     self._closed = True
     channel.heir = None
     if channel.handed_over:
+        channel.gone = True
         descriptor = _socket_detach(self)
     else:
         descriptor = channel.descriptor
