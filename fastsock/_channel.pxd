@@ -6,6 +6,7 @@ cdef class Channel(Endpoint):
     cdef object writer  # a weak reference to a wfile that may hold bytes back, or None
 
     cdef int after_wait(self, object connection) noexcept nogil
+    cdef int still(self, int descriptor) noexcept nogil
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,
                             int flags) except -1

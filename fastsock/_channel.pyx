@@ -170,7 +170,18 @@ cdef class Channel(Endpoint):
         if not self.handed_over:
             return descriptor
         with gil:
-            return _fileno(connection)
+            descriptor = _fileno(connection)
+        return self.still(descriptor)
+
+    cdef int still(self, int descriptor) noexcept nogil:
+        """The descriptor, or -1, which whoever has just given up the GIL has found before.
+
+        Giving it up may have let another thread run that has closed it.
+        """
+        cdef int own = self.descriptor  # as in after_wait()
+        if not self.handed_over:
+            return own
+        return -1 if self.gone else descriptor
 
     cdef int hand_over(self, object connection) except -1:
         """Give descriptor and timeout to the socket object, for methods that aren't ours."""
@@ -363,8 +374,10 @@ cdef class Channel(Endpoint):
             ready = 1
             error[0] = 0
             with nogil:
-                if deadline != NEVER:
-                    ready = _wait(descriptor, events, deadline)
+                if deadline == NEVER:
+                    descriptor = self.still(descriptor)
+                else:
+                    ready = _wait(self.still(descriptor), events, deadline)
                     if ready > 0:
                         descriptor = self.after_wait(connection)
                 if ready > 0:

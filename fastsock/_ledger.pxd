@@ -36,6 +36,7 @@ cdef class Record:
     cdef flag eager  # bytes were waiting at the last call: try once without releasing the GIL
     cdef unsigned short writers  # that may be in the middle of their bytes
     cdef int descriptor  # owned; -1: given away or closed
+    cdef flag gone  # the socket object has closed or detached what it had been handed
 
     cdef void end(self) noexcept
     cdef void leave(self) noexcept

@@ -274,6 +274,7 @@ def _real_close(self):
             if channel.waiter is not None:
                 channel.waiter.forget(channel)
             channel.heir = None
+            channel.gone = True
             channel.end()
             try:
                 _socket_close(self)
@@ -309,6 +310,7 @@ def detach(self):
     channel.heir = _tls_heir(channel)
     channel.of_tls = channel.heir is not None
     if channel.handed_over:
+        channel.gone = True
         descriptor = _socket_detach(self)
     else:
         descriptor = channel.descriptor

@@ -20,6 +20,9 @@ def main(arguments: list[str]) -> int:
     torture = commands.add_parser("torture", help="connections closed while somebody waits")
     torture.add_argument("--rounds", type=int, default=1_000_000)
     torture.add_argument("--seed", type=int, default=None, help="default: from the clock")
+    torture.add_argument(
+        "--kind", choices=("multiplexing", "threading", "socketserver"), default="multiplexing"
+    )
     handlers = commands.add_parser("handlers", help="random handlers, by three implementations")
     handlers.add_argument("--count", type=int, default=10_000)
     handlers.add_argument("--first", type=int, default=0, help="number of the first one")

@@ -72,7 +72,7 @@ class Sentinel:
         self.descriptor = self.inner.fileno()
         self.inode = os.fstat(self.descriptor).st_ino
 
-    def check(self) -> None:
+    def check(self, closes: bool = True) -> None:
         try:
             inode = os.fstat(self.descriptor).st_ino
         except OSError as error:
@@ -87,6 +87,10 @@ class Sentinel:
         found = self.inner.recv(100)
         if found != self.bytes:
             raise Wrong(f"somebody has read from descriptor {self.descriptor}: {found!r} is left")
+        if closes:
+            self.close()
+
+    def close(self) -> None:
         self.inner.close()
         self.outer.close()
 
@@ -507,7 +511,12 @@ def run(options: argparse.Namespace) -> int:
     )
     files = len(os.listdir("/proc/self/fd"))
     begin = time.monotonic()
-    torture = Torture(options.rounds, options.seed, closes)
+    if options.kind == "multiplexing":
+        torture: Any = Torture(options.rounds, options.seed, closes)
+    else:
+        from .torture_threads import make
+
+        torture = make(options, closes)
     try:
         torture.run()
     except Wrong as error:

@@ -49,7 +49,15 @@ def test_in_short(command: str, kind: str) -> None:
     if kind == "multiplexing" and importlib.util.find_spec("greenlet") is None:
         pytest.skip("greenlet is not installed")
     kinds = [kind, *FURTHER.get((command, kind), ())]
-    arguments = [command, *COMMANDS[command], "--implementations", "fastsock", "--kinds", *kinds]
+    soak(command, *COMMANDS[command], "--implementations", "fastsock", "--kinds", *kinds)
+
+
+def test_connections_are_taken_away_from_threads() -> None:
+    pytest.importorskip("greenlet")
+    soak("torture", "--kind", "threading", "--rounds", "1000", "--seed", "1")
+
+
+def soak(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "soak", *arguments],
         cwd=TESTS,
