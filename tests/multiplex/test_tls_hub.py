@@ -393,7 +393,7 @@ def test_two_tasks_write_to_one(serve: Any, hold: Hold, multiplexing: Any) -> No
     assert server.failures == []
 
 
-# False, a close while it waits, has timed out on a loaded machine (2 of 20 runs): not understood yet.
+# False, a close while it waits, has timed out on a loaded machine (2 of 20 runs): not understood.
 @pytest.mark.parametrize("late", [True])
 def test_a_close_wakes_who_is_to_write_next(serve: Any, multiplexing: Any, late: bool) -> None:
     """The one that writes is a thread. The next one may be too late to be seen by the close."""
