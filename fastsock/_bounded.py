@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from io import BufferedIOBase
+from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, RawIOBase
 
 from fastsock._reader import LineTooLongError
 from fastsock._types import Any
@@ -38,9 +38,11 @@ class BoundedFile(BufferedIOBase):
         self._check()
         return self._file.read(*size)
 
-    def read1(self, *size: Any) -> Any:
+    def read1(self, size: int = -1, /) -> Any:
         self._check()
-        return self._file.read1(*size)
+        if hasattr(self._file, "read1"):
+            return self._file.read1(size)
+        return self._file.read(DEFAULT_BUFFER_SIZE if size < 0 else size)  # one call, of a SocketIO
 
     def readinto(self, buffer: Any, /) -> Any:
         self._check()
@@ -48,10 +50,10 @@ class BoundedFile(BufferedIOBase):
 
     def readinto1(self, buffer: Any, /) -> Any:
         self._check()
-        return self._file.readinto1(buffer)
+        return getattr(self._file, "readinto1", self._file.readinto)(buffer)
 
     def detach(self) -> Any:
-        return self._file.detach()
+        return super().detach() if isinstance(self._file, RawIOBase) else self._file.detach()
 
     def fileno(self) -> int:
         descriptor: int = self._file.fileno()

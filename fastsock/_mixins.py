@@ -155,6 +155,7 @@ def _collect_watched(server: Any, watched: Children) -> None:
         # A loop that waits for these has nothing to wait for any more: they are told of once.
         if (control := _control_of(server)) is not None:
             control.let_go(watched)
+            control.released()  # their pidfds
 
 
 class ForkingMixIn:

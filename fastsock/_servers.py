@@ -523,9 +523,10 @@ class TCPServer(BaseServer):
             pass
         else:
             if getattr(self, "lingering_close", None) is True:
-                from fastsock._linger import linger
+                with contextlib.suppress(OSError):  # no descriptor is left to read it with
+                    from fastsock._linger import linger
 
-                linger(request)
+                    linger(request)
         self.close_request(request)
 
     def close_request(self, request: RequestType) -> None:

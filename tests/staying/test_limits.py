@@ -840,3 +840,27 @@ def test_a_hook_for_accept_errors_that_fails(
 def no_descriptor() -> Iterator[None]:
     with one_descriptor(), socket.socket():
         yield
+
+
+def test_a_child_that_ends_leaves_a_descriptor(live: Live) -> None:
+    """Its pidfd: the listener is tried at once, however long the pause."""
+
+    def waits(handler: Any) -> None:
+        handler.gate.wait()
+        handler.wfile.write(b"done")
+
+    told: list[OSError] = []
+    living = live("forking", waits, handle_accept_error=lambda server, error: told.append(error))
+    clients = [living.connect()]
+    living.gate.await_one()
+    wait_until(lambda: living.server._fastsock.watched is not None)
+    clients.append(living.stack.enter_context(socket.socket()))
+    with no_descriptor():
+        clients[1].connect(living.server.server_address)
+        wait_until(lambda: len(told) == 8)  # the next pause lasts for a second
+        living.gate.open()
+        begin = time.monotonic()
+        assert until_end(clients[0]) == b"done"
+        wait_until(lambda: ledger(living).accepted == 2)
+        assert time.monotonic() - begin < 0.5
+    assert until_end(clients[1]) == b"done"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -142,3 +145,24 @@ def test_an_override_of_shutdown_request(live: Live) -> None:
         assert client.recv(1) == b""
     wait_until(lambda: len(order) == 2)
     assert order == ["mine", -1]
+
+
+class NoDescriptor:
+    """Stands for a shortage of descriptors, when a module is to be imported."""
+
+    def find_spec(self, name: str, *arguments: object) -> None:
+        if name == "fastsock._linger":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_a_descriptor_to_import_it_with(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed at once, and the loop goes on."""
+    living = live("sync", replies, lingering_close=True)
+    monkeypatch.delitem(sys.modules, "fastsock._linger", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoDescriptor(), *sys.meta_path])
+    for _ in range(2):
+        with connect(living.server) as client:
+            client.sendall(b"hello\n")
+            assert len(receive(client)) == len(REPLY)

@@ -221,6 +221,23 @@ def test_files_are_what_they_are(live: Live) -> None:
     assert "b'hel'" in tell(living, b"hello\n")
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+def test_what_a_buffered_file_can(live: Live, sizes: str) -> None:
+    """That which stands before an unbuffered one, too: others build on it."""
+
+    def read(file: Any) -> Any:
+        buffer = bytearray(2)
+        found = [file.read1(2), file.readinto1(buffer), bytes(buffer)]
+        text = io.TextIOWrapper(file, "ascii")
+        return [*found, text.readline(), text.read()]
+
+    living = reading(live, "threading", read, SIZES[sizes])
+    expected = [b"he", 2, b"ll", "o\n", "you\n"]
+    assert tell(living, b"hello\nyou\n") == repr(expected)
+    living = reading(live, "threading", lambda file: file.read1(), SIZES[sizes])
+    assert tell(living, b"hello") == repr(b"hello")
+
+
 @pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
 def test_tls(live: Live, flavour: str, tmp_path: Path) -> None:
     if flavour == "multiplexing":
