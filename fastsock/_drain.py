@@ -9,6 +9,7 @@ what is still under way: connections, threads, greenlets and child processes ali
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -76,6 +77,8 @@ def drain(
     hurry: asked at every look whether the deadline is now.
     """
     deadline = None if timeout is None else time.monotonic() + max(float(timeout), 0)
+    if deadline is not None and math.isnan(deadline):
+        raise ValueError("timeout is not a number")
     drains = [_Drain(server, control, loops) for server, control in servers]
     for one in drains:
         one.check_caller()
