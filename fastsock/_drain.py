@@ -187,7 +187,7 @@ class _Drain:
     def cut(self) -> None:
         """At the deadline: accept nothing, and shut down what is left."""
         # A loop that still runs is at a request: a datagram, say, which no record is kept of.
-        self._cut = max(running(self.server, self._control), self._loops.runs(self.server))
+        self._cut = max(running(self.server, self._control), int(self._loops.runs(self.server)))
         self._ended_by_now = self._ended()
         self._woken = _ending.woken(self._ledger)
         self._stop_loop()

@@ -31,6 +31,7 @@ from fastsock._datagram_socket import (
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report
+from fastsock._names import give_way
 from fastsock._types import (
     TYPE_CHECKING,
     Address,
@@ -178,6 +179,10 @@ class BaseServer:
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down: threading.Event = _LoopEnded()
         self.__shutdown_request = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        give_way(cls)
 
     @property
     def __shutdown_request(self) -> bool:
