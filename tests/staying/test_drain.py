@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +28,12 @@ def waits(handler: Any) -> None:
 
 def answers(handler: Any) -> None:
     handler.wfile.write(handler.rfile.readline().upper())
+
+
+def has_come(client: socket.socket) -> bool:
+    """Whether the server's kernel has all that was sent."""
+    count = fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder) == 0
 
 
 def test_what_runs_finishes(live: Live, flavour: str) -> None:
@@ -102,6 +111,7 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     living.gate.await_one()
     draining = living.drain_beside(TIMEOUT)
     client.sendall(b"more\n")
+    wait_until(lambda: has_come(client))  # what is on its way is nobody's yet
     living.gate.open()
     draining.result()
     assert until_end(client) == b"wait\nmore\n"
