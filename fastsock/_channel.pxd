@@ -5,7 +5,6 @@ from fastsock._waiter cimport Endpoint
 cdef class Channel(Endpoint):
     cdef object writer  # a weak reference to a wfile that may hold bytes back, or None
 
-    cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1
     cdef int after_wait(self, object connection) noexcept nogil
     cdef int hand_over(self, object connection) except -1
     cdef Py_ssize_t receive(self, object connection, void *buffer, size_t size,

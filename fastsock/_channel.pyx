@@ -29,7 +29,14 @@ from libc.math cimport ceil
 from libc.string cimport memcpy
 
 from fastsock cimport _sys
-from fastsock._clock cimport MILLISECOND, NEVER, SECOND, monotonic, nanoseconds
+from fastsock._clock cimport (
+    MILLISECOND,
+    NEVER,
+    SECOND,
+    deadline_of,
+    monotonic,
+    nanoseconds,
+)
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._turn cimport await_turn, threads_share_a_core, turn_over
 from fastsock._visitors cimport forget, transfer_by, waiting
@@ -156,13 +163,6 @@ cdef class Channel(Endpoint):
 
     cdef bint is_between_messages(self, int descriptor) noexcept:
         return not self.in_message and self.has_answered() and _waiting(descriptor) == 0
-
-    cdef int not_ready(self, nanoseconds deadline, bint writing, nanoseconds begun) except -1:
-        """poll(2) said that it is ready and the call that it isn't: perhaps for good."""
-        PyErr_CheckSignals()
-        if monotonic() > deadline:
-            self.overdue(writing, begun)
-        return 0
 
     cdef int after_wait(self, object connection) noexcept nogil:
         """The descriptor: another thread may have closed it, and its number be somebody else's."""
@@ -356,6 +356,7 @@ cdef class Channel(Endpoint):
         """
         cdef nanoseconds limit
         cdef int descriptor = self.current(connection, &limit)
+        cdef nanoseconds own = NEVER if self.deadlines is None else deadline_of(limit)
         cdef Py_ssize_t count = -1
         cdef int ready
         while True:
@@ -377,17 +378,23 @@ cdef class Channel(Endpoint):
                     error[0] = _sys.errno
                 await_turn()
             turn_over()
-            if error[0] == 0:
-                if ready == 0:
-                    self.overdue(events == _sys.POLLOUT, begun)
+            if error[0] == 0 and ready > 0:
                 return count
             if error[0] == _sys.EINTR:
                 PyErr_CheckSignals()  # whose handlers may close the connection
                 descriptor = self.current(connection, &limit)
-            elif error[0] != _sys.EAGAIN or deadline == NEVER:
-                return 0
-            else:
-                self.not_ready(deadline, events == _sys.POLLOUT, begun)
+                continue
+            if ready > 0:
+                if error[0] != _sys.EAGAIN or deadline == NEVER:
+                    return 0
+                # poll(2) said that it is ready and the call that it isn't: perhaps for good.
+                PyErr_CheckSignals()
+                if monotonic() <= deadline:
+                    continue
+            if events == _sys.POLLOUT:
+                self.overdue(True, begun)
+            deadline = self.late(own)
+            descriptor = self.current(connection, &limit)
 
     cdef int settle(self, object connection) except -1:
         """Have what a task has written to the connection leave before something else happens."""

@@ -110,7 +110,7 @@ class Connection(_Base):
             else:
                 sent = super().sendfile(file, offset, count)
             if _post.bytes_sent(self) == before:  # not by send()
-                _post.count(self, 0, sent)
+                _post.count(self, 0, _length(sent))
         finally:
             _post.end_write(self)
         return sent
@@ -176,25 +176,27 @@ _WAIT: dict[str, Callable[..., Any]] = {
 }
 
 
-#: methods of the socket object that receive: how many bytes are in what they return, and where
-#: the flags are in their arguments
-_RECEIVE: dict[str, tuple[Callable[[Any], int], int]] = {
-    "recvfrom": (lambda returned: len(returned[0]), 1),
-    "recvfrom_into": (lambda returned: returned[0], 2),
-    "recvmsg": (lambda returned: len(returned[0]), 2),
-    "recvmsg_into": (lambda returned: returned[0], 2),
-}
+#: methods of the socket object that receive -> where the flags are in their arguments
+_RECEIVE = {"recvfrom": 1, "recvfrom_into": 2, "recvmsg": 2, "recvmsg_into": 2}
+
+
+def _length(returned: Any) -> int:
+    """How many bytes; 0 of what a patched method may return."""
+    first = returned[0] if type(returned) is tuple and returned else returned
+    if type(first) is bytes:
+        return len(first)
+    return first if type(first) is int and first > 0 else 0
 
 
 def _receiving(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """A method that counts what it receives, but for what it leaves there."""
-    size, place = _RECEIVE[name]
+    place = _RECEIVE[name]
 
     def receiving(self: Any, /, *args: Any, **keywords: Any) -> Any:
         returned = call(self, *args, **keywords)
         flags = args[place] if len(args) > place else keywords.get("flags", 0)
-        if not flags & socket.MSG_PEEK:
-            _post.count(self, size(returned), 0)
+        if not (isinstance(flags, int) and flags & socket.MSG_PEEK):
+            _post.count(self, _length(returned), 0)
         return returned
 
     return receiving
@@ -207,7 +209,7 @@ def _sending(call: Callable[..., Any]) -> Callable[..., Any]:
         _post.begin_write(self)
         try:
             sent = call(self, *args, **keywords)
-            _post.count(self, 0, sent)
+            _post.count(self, 0, _length(sent))
         finally:
             _post.end_write(self)
         return sent

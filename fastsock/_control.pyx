@@ -253,7 +253,6 @@ cdef class Control:
                 tell_accept_error(server, error)
             return 0
         self.count(number)
-        tell_accept_error(server, error)
         if number in _BROKEN:
             self.broken = error
         elif number in _SHORTAGES:
@@ -262,7 +261,7 @@ cdef class Control:
             self.aborted_in_a_row += 1
             if self.aborted_in_a_row >= ABORTED_IN_A_ROW:
                 self.cannot_take(server, error)
-        return 0
+        return tell_accept_error(server, error)
 
     cdef int count(self, object number) except -1:
         self.accept_errors[number] = self.accept_errors.get(number, 0) + 1
@@ -540,13 +539,18 @@ cdef int turn_away(object server, Control control, Defaults defaults, object req
         if callable(hook):
             hook(client_address, reason)
     finally:
-        if (type(request) is defaults.connection
-                and untouched(server, "shutdown_request", defaults.shutdown_request)
+        if not untouched(server, "shutdown_request", defaults.shutdown_request):
+            server.shutdown_request(request)
+        elif (type(request) is defaults.connection  # whatever lingering_close says: the loop waits
                 and untouched(server, "close_request", defaults.close_request)):
-            end_connection(request)  # whatever lingering_close says: the loop would wait
+            end_connection(request)
             control.released()
         else:
-            server.shutdown_request(request)
+            try:
+                request.shutdown(_sys.SHUT_WR)
+            except OSError:
+                pass
+            server.close_request(request)
     return 0
 
 

@@ -446,6 +446,8 @@ cdef class Loop:
                 if control.held is not holding or holding.fileno() < 0 or holding.is_over():
                     if control.held is holding:
                         control.held = None
+                        if len(control.wakeups) > 1:
+                            control.wake()  # of the others each may have missed the event
                     if not unlimited(entry.server):
                         control.limit(entry.server)
                     took = True
@@ -593,42 +595,58 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
 
 cdef tuple _handle_one(object server, Control control, Defaults defaults, object timeout,
                        object wait):
-    cdef _sys.pollfd slot
+    cdef _sys.pollfd slots[2]
+    cdef _sys.pollfd *slot = slots
+    cdef bint mute = False
     cdef nanoseconds interval = _interval(timeout)
     cdef nanoseconds deadline = NEVER if interval == NEVER else monotonic() + interval
     cdef nanoseconds until
     cdef int milliseconds, ready, error = 0
-    slot.events = _sys.POLLIN
+    slots[0].events = slots[1].events = _sys.POLLIN
     while True:
         slot.fd = _descriptor(server, control, defaults, True)
+        slots[1].fd = -1
         until = deadline
         gate = None
         if not unlimited(server):
             try:
                 gate = gate_of(server, control.ledger)
+                if gate is not None and control.before_sleep is not None:
+                    control.before_sleep(server)  # nobody else collects children meanwhile
+                    gate = gate_of(server, control.ledger)
             except OSError:  # no descriptor is left to wait by
                 slot.fd = -1
                 until = sooner(until, monotonic() + SLICE)
             if gate is not None:
                 slot.fd = gate.fileno()  # it has enough connections
+                if control.watched is not None and not mute:
+                    slots[1].fd = control.watched.fileno()
+                if slots[1].fd < 0 and control.before_sleep is not None:
+                    until = sooner(until, monotonic() + SLICE)
         if interval != 0 and control.paused_until > monotonic():
             slot.fd = -1  # short of descriptors: the same pause as in serve_forever()
             until = sooner(until, control.paused_until)
         milliseconds = _poll_timeout(until)
-        slot.revents = 0
+        slots[0].revents = slots[1].revents = 0
         if control.find_datagrams(server, defaults):
             ready = 1  # a loop has received them
         elif wait is not None:
-            ready = len(wait([slot.fd] if slot.fd >= 0 else [], milliseconds))
+            found = wait([slots[index].fd for index in range(2) if slots[index].fd >= 0],
+                         milliseconds)
+            ready = len(found)
+            if slots[1].fd >= 0 and slots[1].fd in found:
+                slots[1].revents = _sys.POLLIN
         else:
             with nogil:
-                ready = _sys.poll(&slot, 1, milliseconds)
+                ready = _sys.poll(slots, 2, milliseconds)
                 if ready < 0:
                     error = _sys.errno
             if ready < 0 and error != _sys.EINTR:
                 fail(error)
         PyErr_CheckSignals()
-        if ready > 0 and gate is not None:
+        if ready > 0 and slots[1].revents:
+            mute = not control.on_watched(server)
+        elif ready > 0 and gate is not None:
             gate.is_over()
         elif ready > 0:
             if not untouched(server, "_handle_request_noblock", defaults.handle_request_noblock):

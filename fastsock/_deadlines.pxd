@@ -16,6 +16,7 @@ cdef class Deadlines:
     cdef nanoseconds of_send(self, nanoseconds begun) noexcept
     cdef str over(self, bint writing, bint in_message, nanoseconds begun)
     cdef void moved(self) noexcept
+    cdef void taken(self) noexcept
     cdef nanoseconds write_begun(self) noexcept
 
 

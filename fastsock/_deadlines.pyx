@@ -126,6 +126,11 @@ cdef class Deadlines:
         """A byte has come or gone."""
         self.moved_at = monotonic()
 
+    cdef void taken(self) noexcept:
+        """All of what was to be sent has gone."""
+        self.stuck = False
+        self.moved()
+
     cdef nanoseconds write_begun(self) noexcept:
         """When the write has begun of which the next send is a part."""
         return self.writing_since if self.writing_since else monotonic()

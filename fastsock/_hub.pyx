@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memmove
 
 from fastsock cimport _sys
 from fastsock._channel cimport channel_of
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._clock cimport NEVER, deadline_of, monotonic, nanoseconds, sooner
 from fastsock._descriptors cimport NONE, UNIX, Descriptors, Slot
 from fastsock._ledger cimport IDLE, READING, WORKING, WRITING
 from fastsock._tasks cimport CLOSED, DONE, READY, TIMED_OUT, Task
@@ -44,6 +44,20 @@ cdef enum:
     # A task that never has to wait gives way after so many bytes, or receives.
     MOST_BYTES = 1 << 16
     MOST_RECEIVES = 64
+    FAILED = -1
+
+
+# A task that waits keeps a copy of the C stack: a try statement would take 100 bytes more of it.
+ctypedef int (*Unchecked)(Hub hub, Slot slot, nanoseconds deadline) noexcept
+
+
+cdef int _wait_at_slot(Hub hub, Slot slot, nanoseconds deadline) except FAILED:
+    return hub.wait_at_slot(slot, False, deadline)
+
+
+cdef int _raise() except FAILED:
+    """Go on with the exception that is set."""
+    return FAILED
 
 
 cdef class Hub(Descriptors):
@@ -271,7 +285,7 @@ cdef class Hub(Descriptors):
 
     cdef Py_ssize_t receive_or_borrow(self, Endpoint channel, object connection, char *into,
                                       size_t size, int flags, Borrower borrower) except -1:
-        cdef nanoseconds limit, deadline = 0
+        cdef nanoseconds limit, own = NEVER, deadline = 0
         cdef int descriptor, error, outcome
         cdef Py_ssize_t count
         cdef Slot slot
@@ -311,10 +325,12 @@ cdef class Hub(Descriptors):
                     return NOTHING
                 if slot is not None:
                     slot.readable = False
-            if deadline == 0:
-                deadline = channel.until(limit, False, 0)
             if self.held and self.flush():
                 descriptor = channel.current(connection, &limit)
+            if deadline == 0:
+                own = deadline = deadline_of(limit)
+                if channel.deadlines is not None:
+                    deadline = sooner(own, channel.deadlines.of_receive(channel.in_message))
             if channel.failed is not None:
                 self.raise_failed(channel)
             if slot is None or slot.descriptor != descriptor or descriptor < 0:
@@ -328,15 +344,19 @@ cdef class Hub(Descriptors):
             task.target = into if flags == 0 else NULL
             task.size = size
             channel.doing = READING if channel.in_message else IDLE
-            outcome = self.wait_at_slot(slot, False, deadline)
+            outcome = (<Unchecked> _wait_at_slot)(self, slot, deadline)
             channel.doing = WORKING
+            if outcome == FAILED:
+                _raise()
             if outcome == DONE:
                 if task.error:
                     fail(task.error)
                 count = task.count
                 break
             if outcome == TIMED_OUT:
-                return OVERDUE
+                deadline = channel.put_off(own)
+                if deadline == 0:
+                    return OVERDUE
             descriptor = channel.current(connection, &limit)
         self.taken += <size_t> count
         self.receives += 1
@@ -453,6 +473,8 @@ cdef class Hub(Descriptors):
                               _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if <size_t> count == self.held:
                 self.held = 0
+                if channel.deadlines is not None:
+                    channel.deadlines.taken()
                 return 0
             error = _sys.errno
         try:
@@ -476,7 +498,7 @@ cdef class Hub(Descriptors):
         rest = PyBytes_FromStringAndSize(self.outgoing + count, held - count)
         self.send_all(channel, connection, PyBytes_AS_STRING(rest), held - count, 0, True)
         if channel.deadlines is not None:
-            channel.deadlines.stuck = False
+            channel.deadlines.taken()
         if channel.behind is not None:
             channel.send_behind(connection)
         return 0

@@ -357,10 +357,13 @@ class Watch:
         self._process = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="fastsock watch", daemon=True)
-        self._thread.start()
+        self._started = False
+        with contextlib.suppress(RuntimeError):  # no thread can be started: it serves all the same
+            self._thread.start()
+            self._started = True
 
     def close(self) -> None:
-        if self._process == os.getpid():  # otherwise it is the parent's
+        if self._started and self._process == os.getpid():  # otherwise it is the parent's
             self._over.set()
             self._thread.join()
 

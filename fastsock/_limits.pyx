@@ -143,7 +143,10 @@ cdef class Gate:
         """The loop asks when it is readable."""
         cdef _sys.eventfd_t count
         _sys.eventfd_read(self.ledger.event, &count)
-        return self.ledger.active <= self.ledger.enough
+        if self.ledger.active > self.ledger.enough:
+            return False
+        self.ledger.enough = -1
+        return True
 
     cdef bint lasts(self, object server) except -1:
         """Whether there is still something to wait for: the limit may be another one by now."""

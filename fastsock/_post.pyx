@@ -96,6 +96,8 @@ def post(Record record not None, bytes data not None):
     if count == size:
         channel.behind = None
         channel.sent += <size_t> count
+        if channel.deadlines is not None:
+            channel.deadlines.moved()
         return True
     if count > 0:
         # It is short of memory. A stream with half a message in it is of no use to anybody.

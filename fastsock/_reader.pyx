@@ -23,24 +23,6 @@ cdef extern from "Python.h":
     void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **trace)
     void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *trace)
 
-cdef extern from *:
-    """
-    /* Whether an attribute is None in the class, and nothing in the object hides that. */
-    static int fastsock_is_none(PyObject *object, PyObject *name) {
-        PyObject *own;
-        int hidden;
-        if (_PyType_Lookup(Py_TYPE(object), name) != Py_None)
-            return 0;
-        own = PyObject_GenericGetDict(object, NULL);
-        hidden = own == NULL ? -1 : PyDict_Contains(own, name);
-        Py_XDECREF(own);
-        if (hidden < 0)
-            PyErr_Clear();
-        return hidden == 0;
-    }
-    """
-    bint fastsock_is_none(object instance, str name)
-
 cdef Py_ssize_t DEFAULT_SIZE = io.DEFAULT_BUFFER_SIZE
 
 cdef enum:
@@ -541,8 +523,7 @@ def reader_of(handler, connection, size):
     """A Reader for a handler; size: its rbufsize."""
     cdef Reader reader = Reader.__new__(Reader)
     Stream.__init__(reader, connection, DEFAULT_SIZE if size is None or size < 0 else size)
-    if not fastsock_is_none(handler, "max_line_size"):
-        reader.longest = bound_of(handler) or UINT_MAX
+    reader.longest = bound_of(handler) or UINT_MAX
     return reader
 
 

@@ -15,7 +15,8 @@ import threading
 from _socket import socket as _socket_type
 from types import FrameType
 
-from fastsock._servers import BaseServer, _control_of, _loop_runs, _loops, serve_forever
+from fastsock._servers import BaseServer, _loops, serve_forever
+from fastsock._serving import _control_of, _loop_runs
 from fastsock._types import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

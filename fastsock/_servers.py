@@ -7,12 +7,10 @@ their hooks is ``fastsock._core``.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 import threading
 from _socket import socket as _socket_type
-from collections import deque
 from collections.abc import Callable, Iterable
 from socket import socket as _socket
 from types import FunctionType, TracebackType
@@ -32,6 +30,7 @@ from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report
 from fastsock._names import give_way
+from fastsock._serving import _control_of, _loop_runs, _LoopEnded, _serving
 from fastsock._types import (
     TYPE_CHECKING,
     Address,
@@ -56,52 +55,6 @@ else:
     Broadcast = DrainReport = LiveConnection = Stats = Any
 
 
-class _LoopEnded(threading.Event):
-    """The ``_BaseServer__is_shut_down`` of a server: set while no loop runs.
-
-    Knows who cleared it, which is what a loop does when it begins, ours or a program's own. So
-    ``shutdown()`` can tell a loop that runs elsewhere (wait for it) from none at all and from
-    the one that is calling (waiting would never end).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._serving: tuple[int, int] | None = None
-        self._waiters: deque[threading.Lock] = deque()
-
-    def clear(self) -> None:
-        self._serving = _this_thread()
-        super().clear()
-
-    def set(self) -> None:
-        self._serving = None
-        super().set()
-        while self._waiters:
-            self._waiters.popleft().release()
-
-    def runs_elsewhere(self) -> bool:
-        """Whether a loop runs in another thread of this process."""
-        serving, here = self._serving, _this_thread()
-        # After fork() only the thread that called it lives on: no other loop is in this process.
-        return serving is not None and serving[0] == here[0] and serving[1] != here[1]
-
-    def serving(self) -> tuple[int, int] | None:
-        """(pid, thread) of the loop that runs; None: none does."""
-        return self._serving
-
-    def join(self) -> None:
-        """Wait until the loop has ended.
-
-        Unlike ``wait()`` this may be interrupted by a signal handler that does the same: no lock
-        is held that another call would need.
-        """
-        ended = threading.Lock()
-        ended.acquire()
-        self._waiters.append(ended)
-        if not self.is_set():
-            ended.acquire()
-
-
 class _Connections:
     """An attribute of servers that they may have for something else: not a data descriptor."""
 
@@ -111,10 +64,6 @@ class _Connections:
         from fastsock._stats import connections_of
 
         return connections_of(server, _control_of(server))
-
-
-def _this_thread() -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
 
 
 _new: Any = object.__new__
@@ -759,33 +708,6 @@ def _loops() -> Loops:
     from fastsock._drain import Loops
 
     return Loops(lambda server: _serve([server], 0.5), _loop_runs, _serving)
-
-
-def _loop_runs(server: Any) -> bool:
-    """Whether a loop serves the server, ours or one of the program's own."""
-    if isinstance(server._BaseServer__is_shut_down, _LoopEnded):
-        serving = _serving(server)
-        return serving is not None and serving[0] == os.getpid()
-    return _control_of(server).is_served  # an event that the program put in place
-
-
-def _serving(server: Any) -> tuple[int, int] | None:
-    ended = server._BaseServer__is_shut_down
-    return ended.serving() if isinstance(ended, _LoopEnded) else None
-
-
-def _control_of(server: Any) -> Control:
-    """What the server and its loops share.
-
-    Made for a server whose constructor skipped ours. Past the server's own attribute hooks, which
-    know nothing of it; what has no attributes gets one for this call.
-    """
-    attributes: dict[str, Any] = getattr(server, "__dict__", {})
-    control = attributes.get("_fastsock")
-    if type(control) is not Control or control.owner != id(server):
-        control = attributes["_fastsock"] = Control()
-        control.owner = id(server)
-    return control
 
 
 def _waiter() -> _plain.Wait | None:

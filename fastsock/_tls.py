@@ -29,7 +29,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from fastsock import _accept, _hubs
+from fastsock import _accept, _hubs, _visitors
 from fastsock._sync import Event
 from fastsock._types import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ _LIMIT = "_fastsock_limit"
 _WRITER = "_fastsock_writer"
 _QUEUE = "_fastsock_queue"
 _SLOT = "_fastsock_slot"
+# There once its descriptor is about to be closed or given away.
+_GONE = "_fastsock_gone"
 # And for what stands before its _sslobj where something may have to wait.
 _WAITING = "_fastsock_waiting"
 
@@ -89,27 +91,22 @@ class _Wait:
         hub = _hubs.here()
         slot = None if hub is None else _slot_of(self._sock, hub)
         if hub is None or slot is None:
-            wait = _hubs.waiting_for_descriptors() or _poll
-            ready = wait(self._descriptor, read, not read, left)
-        else:
-            ready = hub.wait_at(slot, read, not read, left)
-        return self._still_open(ready)
+            return self._without_slot(read, left)
+        return self._still_open(hub.wait_at(slot, read, not read, left))
 
     def behind_another(self) -> bool:
         """Wait until somebody else's write may be over; as until()."""
         if (left := self._left()) == 0:
             return False
-        hub = _hubs.here()
-        if hub is None:
-            wait = _hubs.waiting_for_descriptors() or _poll
-            return self._still_open(wait(self._descriptor, False, True, left))
+        if _hubs.here() is None:
+            return self._without_slot(False, left)
         attributes = vars(self._sock)
         queue: list[Event] = attributes.setdefault(_QUEUE, [])
         queue.append(turn := Event())  # which may be set before it is waited for: by a thread
         try:
             # Nobody sets it if the others were woken, or the write over, before it was there.
             over = attributes.get(_QUEUE) is not queue or _WRITER not in attributes
-            return self._still_open(over or turn.wait(left))
+            return self._still_open(over or _GONE in attributes or turn.wait(left))
         finally:
             if turn in queue:
                 queue.remove(turn)
@@ -121,13 +118,26 @@ class _Wait:
         Event().wait(PAUSE)
         return self._still_open(True)
 
+    def _without_slot(self, read: bool, left: float | None) -> bool:
+        wait = _hubs.waiting_for_descriptors()
+        if wait is None:  # a thread's, which a close does not wake, as ever
+            self._still_open(True)
+            return self._still_open(_poll(self._descriptor, read, not read, left))
+
+        def if_open(*arguments: Any) -> bool:
+            """wait(), from when _given_up() would find that somebody does."""
+            return self._still_open(True) and wait(*arguments)
+
+        ready = _visitors.wait_by(if_open, self._sock, self._descriptor, not read, left)
+        return self._still_open(ready)
+
     def _left(self) -> float | None:
         if self._deadline is None:
             return None
         return max(self._deadline - time.monotonic(), 0)
 
     def _still_open(self, ready: bool) -> bool:
-        if _fileno(self._sock) != self._descriptor:
+        if _GONE in vars(self._sock) or _fileno(self._sock) != self._descriptor:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return ready
 
@@ -138,7 +148,15 @@ def _slot_of(sock: Any, hub: Hub) -> Slot | None:
     slot: Slot | None = attributes.get(_SLOT)
     if slot is None or slot.hub.closed:
         slot = attributes[_SLOT] = hub.keep(_fileno(sock))
+        if _GONE in attributes:  # and this one may have been too late to be released
+            _release_slot(sock)
     return slot if slot is not None and slot.hub is hub else None
+
+
+def _release_slot(sock: Any) -> None:
+    slot = vars(sock).pop(_SLOT, None)
+    if slot is not None:
+        slot.release()
 
 
 def _wake_writers(sock: Any) -> None:
@@ -147,11 +165,14 @@ def _wake_writers(sock: Any) -> None:
 
 
 def _given_up(sock: Any) -> None:
-    """The descriptor is about to be closed or given away: who waits for it is woken."""
-    slot = vars(sock).pop(_SLOT, None)
-    if slot is not None:
-        slot.release()
-    _hubs.forget_descriptor(_fileno(sock))
+    """The descriptor is about to be closed or given away: who waits for it is woken.
+
+    A thread that closes may be kept from it after this. So who is woken, or begins to wait, looks
+    whether there is _GONE, not only at the descriptor, which is there still.
+    """
+    vars(sock)[_GONE] = True
+    _release_slot(sock)
+    _visitors.forget(sock)
     _wake_writers(sock)
 
 
@@ -177,14 +198,6 @@ def _enter(sock: Any, size: int) -> bool:
         del attributes[_LIMIT]
         raise
     return True
-
-
-def _leave(sock: Any) -> None:
-    """Make an ordinary socket of it again."""
-    attributes = vars(sock)
-    if _LIMIT in attributes:
-        _settimeout(sock, attributes[_LIMIT])
-        del attributes[_LIMIT]
 
 
 class _Waiting:
@@ -403,9 +416,11 @@ def _subclass(base: Any) -> Any:
 
         def detach(self) -> Any:
             _given_up(self)
-            if _fileno(self) >= 0:
-                _leave(self)
-            return super().detach()
+            descriptor = super().detach()
+            # Not before: a task whose call is on its way would block its thread.
+            if descriptor >= 0 and vars(self).get(_LIMIT, 0.0) is None:
+                os.set_blocking(descriptor, True)
+            return descriptor
 
         def _real_close(self) -> None:
             _given_up(self)

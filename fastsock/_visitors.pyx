@@ -10,7 +10,7 @@ Threads: any, under the GIL.
 from cpython.exc cimport PyErr_CheckSignals
 
 from fastsock cimport _sys
-from fastsock._clock cimport NEVER, monotonic, nanoseconds
+from fastsock._clock cimport NEVER, deadline_of, monotonic, nanoseconds
 from fastsock._waiter cimport Endpoint, fail
 
 
@@ -117,6 +117,7 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
     if channel.deadlines is not None:
         channel.check_whole()
     deadline = channel.until(limit, writing, begun)
+    cdef nanoseconds own = deadline_of(limit)
     flags = (flags | _sys.MSG_DONTWAIT) & ~_sys.MSG_WAITALL
     while True:
         if writing:
@@ -149,5 +150,7 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
             if not wait_by(wait, channel, descriptor, writing, left):
                 if waits_for_all and done:
                     return done  # the next call meets it, if it lasts
-                channel.overdue(writing, begun)
+                if writing:
+                    channel.overdue(True, begun)
+                deadline = channel.late(own)
         descriptor = channel.current(connection, &limit)

@@ -33,6 +33,8 @@ cdef class Endpoint(Record):
     cdef int owned(self) except -2
     cdef nanoseconds until(self, nanoseconds limit, bint writing,
                            nanoseconds begun) except? -2
+    cdef nanoseconds put_off(self, nanoseconds own) noexcept
+    cdef nanoseconds late(self, nanoseconds own) except? -2
     cdef int check(self, bint writing, nanoseconds begun) except -1
     cdef int check_whole(self) except -1
     cdef bint is_whole_over(self) noexcept

@@ -14,11 +14,14 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.math cimport ceil
 
 from fastsock cimport _sys
-from fastsock._clock cimport NEVER, monotonic, nanoseconds, sooner
+from fastsock._clock cimport NEVER, deadline_of, monotonic, nanoseconds, sooner
 from fastsock._deadlines cimport Deadlines
 from fastsock._ledger cimport Record
 
 from fastsock._deadlines import DeadlineError
+
+# NEVER is a wait that is none.
+cdef nanoseconds _FAR = <nanoseconds> 1 << 62
 
 cdef object _fileno = _socket.socket.fileno
 cdef object _gettimeout = _socket.socket.gettimeout
@@ -60,21 +63,39 @@ cdef class Endpoint(Record):
     cdef nanoseconds until(self, nanoseconds limit, bint writing, nanoseconds begun) except? -2:
         """When a call that began then, and has to wait, is to be given up; NEVER: it does not wait.
 
-        limit: the socket's timeout. begun: 0: now.
+        limit: the socket's timeout, which is the call's. begun: when the write has begun of which
+        the call is a part; 0: now.
         """
         cdef nanoseconds by
         if limit == 0:
             return NEVER
-        if self.deadlines is None and limit == NEVER:
-            return NEVER
-        if begun == 0:
-            begun = monotonic()
-        by = NEVER if limit == NEVER else begun + limit
+        by = deadline_of(limit)
         if self.deadlines is None:
             return by
         if writing:
-            return sooner(by, self.deadlines.of_send(begun))
+            return sooner(by, self.deadlines.of_send(begun or monotonic()))
         return sooner(by, self.deadlines.of_receive(self.in_message))
+
+    cdef nanoseconds put_off(self, nanoseconds own) noexcept:
+        """When a receive is to be given up whose time was over; 0: now.
+
+        It is another time if somebody else has sent or received something meanwhile. own: when
+        the socket's timeout is over.
+        """
+        cdef nanoseconds by
+        if self.deadlines is None:
+            return 0
+        by = sooner(own, self.deadlines.of_receive(self.in_message))
+        if by == NEVER:
+            return _FAR
+        return by if by > monotonic() else 0
+
+    cdef nanoseconds late(self, nanoseconds own) except? -2:
+        """put_off(), or raise what says that the receive has been given up."""
+        cdef nanoseconds by = self.put_off(own)
+        if by == 0:
+            self.overdue(False, 0)
+        return by
 
     cdef int check(self, bint writing, nanoseconds begun) except -1:
         """Raise DeadlineError if a deadline is over; not the socket's timeout."""

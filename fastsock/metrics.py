@@ -17,7 +17,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 
-from fastsock._servers import BaseServer, _control_of
+from fastsock._servers import BaseServer
+from fastsock._serving import _control_of
 from fastsock._stats import Stats, stats_of
 from fastsock._types import Any
 

@@ -165,7 +165,11 @@ LAYERS: dict[str, set[str]] = {
     "_broadcast": {"_control", "_ledger", "_post", "_stats", "_types"},
     "_drain": {"_control", "_ending", "_types"},
     "_linger": {"_visitors", "_ending", "_plain", "_types"},
+    "_serving": {"_control", "_types"},
+    "_names": set(),
     "_servers": {
+        "_names",
+        "_serving",
         "_broadcast",
         "_stats",
         "_drain",
@@ -182,7 +186,7 @@ LAYERS: dict[str, set[str]] = {
         "_datagram_socket",
         "_handlers",
     },
-    "metrics": {"_servers", "_stats", "_types"},
+    "metrics": {"_servers", "_serving", "_stats", "_types"},
     "_mixins": {
         "_control",
         "_datagram_socket",
@@ -197,7 +201,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_hubs": {"_visitors", "_hub", "_log", "_tasks", "_sync", "_types"},
     "_offload": {"_hub", "_hubs", "_sync", "_types"},
-    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types"},
+    "_tls": {"_accept", "_descriptors", "_hub", "_hubs", "_sync", "_types", "_visitors"},
     "_guests": {"_accept", "_calls", "_connection", "_hubs", "_tls", "_types", "_visitors"},
     "_cooperative": {
         "_channel",
@@ -228,7 +232,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_multiplexed": {"_hubs", "_mixins", "_servers", "_types", "multiplexing"},
     "_replace": {"_hubs", "_mixins", "_multiplexed", "multiplexing"},
-    "_running": {"_drain", "_servers", "_types"},
+    "_running": {"_drain", "_servers", "_serving", "_types"},
     "_run": {"_replace"},
     "_native": set(),  # whose imports are a list of names
     "__init__": {

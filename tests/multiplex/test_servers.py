@@ -194,6 +194,23 @@ def test_the_watch_tells_of_no_loop_that_sleeps(
     assert not caplog.records
 
 
+def test_it_serves_where_no_thread_can_be_started_for_the_watch(
+    fastsock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "fastsock watch":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with start(fastsock, lambda handler: handler.wfile.write(b"done\n")) as server:
+        with serving(server), connect(server) as client:
+            assert receive(client) == b"done\n"
+        assert os.get_blocking(server.fileno())
+
+
 # --- the end
 
 

@@ -1,11 +1,11 @@
-"""ci/soak: connections | torture | handlers | drain | exits; each with --help."""
+"""ci/soak: long proofs, one a subcommand; each has --help."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import bad_clients
+from . import bad_clients, failures
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +35,12 @@ def main(arguments: list[str]) -> int:
     exits.add_argument("--handlers", type=int, default=100)
     exits.add_argument("--seed", type=int, default=0)
     bad_clients.add(commands)
+    failures.add(commands)
     options = parser.parse_args(arguments)
     if options.command in bad_clients.NAMES:
         return bad_clients.run(options)
+    if options.command in failures.NAMES:
+        return failures.run(options)
     if options.command == "drain":
         from .drain import run as run_drain
 

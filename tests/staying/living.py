@@ -14,8 +14,9 @@ from support import TIMEOUT, Background, connect, fresh_address, load_implementa
 
 #: how requests are handled -> what comes before TCPServer and the like
 FLAVOURS = {"sync": "", "threading": "Threading", "forking": "Forking", "multiplexing": "Threading"}
-#: seconds that a drain may return after its deadline
-LATE = 0.1
+#: seconds that a drain may return after its deadline here, where the machine may be loaded; what
+#: is promised, 0.1, is shown by `ci/soak drain`
+LATE = 2.0
 
 
 def module_of(flavour: str, fastsock_dir: str | None = None) -> Any:

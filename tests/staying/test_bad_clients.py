@@ -13,6 +13,7 @@ import pytest
 
 import fastsock
 
+pytestmark = pytest.mark.once("of clients, and seconds long")
 TESTS = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "shortage": ["--seconds", "2"],

@@ -329,6 +329,58 @@ def test_who_goes_on_has_the_time_again(live: Live, here: str) -> None:
     assert living.server._fastsock.ledger.timed_out == {FIRST: 1}  # the connection, once
 
 
+OTHERS: dict[str, Callable[[Any, Any], Any]] = {
+    "sends": lambda server, request: request.sendall(b"tick"),
+    "broadcasts": lambda server, request: server.broadcast(b"tick"),
+}
+
+
+@pytest.mark.parametrize("receive", ["readline", "recv", "recv_into", "raw"])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
+def test_what_others_send_meanwhile_counts_too(
+    live: Live, flavour: str, other: str, receive: str
+) -> None:
+    """A chat's client which says nothing, and is told something now and then."""
+    if flavour == "multiplexing":
+        pytest.importorskip("greenlet")
+
+    def steps(handler: Any, attempt: Try) -> None:
+        requests.append(handler.request)
+        attempt(lambda: RECEIVES[receive](handler))
+
+    requests: list[Any] = []
+    living, attempts = attempting(live, flavour, steps, idle_timeout=2 * SOON)
+    client = living.connect()
+    living.await_state("idle")
+    for _ in range(3):
+        time.sleep(SOON)
+        OTHERS[other](living.server, requests[0])
+    assert attempts.results() == [IDLE]
+    assert attempts.seconds()[0] >= 4.5 * SOON
+    assert client.recv(100) == b"tick" * 3
+
+
+@pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
+def test_what_others_receive_meanwhile_is_a_first_byte(live: Live, flavour: str) -> None:
+    """And the socket's own timeout is what it was."""
+    if flavour == "multiplexing":
+        pytest.importorskip("greenlet")
+
+    def steps(handler: Any, attempt: Try) -> None:
+        requests.append(handler.request)
+        handler.request.settimeout(3 * SOON)
+        attempt(lambda: handler.request.recv(10))
+
+    requests: list[Any] = []
+    living, attempts = attempting(live, flavour, steps, first_byte_timeout=SOON)
+    living.connect()
+    living.await_state("idle")
+    importlib.import_module("fastsock._post").count(requests[0], 1, 0)  # as by recvmsg()
+    assert attempts.results() == ["TimeoutError: timed out"]
+    assert 3 * SOON <= attempts.seconds()[0] < LATER
+
+
 # --- with the socket's timeout
 
 
@@ -546,6 +598,82 @@ def test_the_next_call_meets_what_gathered_bytes_have_met(live: Live) -> None:
     assert results[1] is None
 
 
+def test_what_is_held_back_is_taken_late(live: Live) -> None:
+    """Small writes of a task leave when it waits, and it is idle from when the peer takes them."""
+    pytest.importorskip("greenlet")
+
+    def steps(handler: Any, attempt: Try) -> None:
+        fill(handler.request)
+        handler.gate.wait()
+        handler.wfile.write(b"held")
+        attempt(handler.rfile.readline)
+
+    living, attempts = attempting(live, "multiplexing", steps, idle_timeout=2 * SOON)
+    client = living.connect()
+    living.gate.await_one()
+    living.gate.open()
+    time.sleep(3 * SOON)
+    client.setblocking(False)
+    while not attempts.over.is_set():
+        if select.select([client], [], [], 0.05)[0]:
+            client.recv(1 << 20)
+    assert attempts.results() == [IDLE]
+    assert attempts.seconds()[0] >= 4.5 * SOON
+
+
+def fill(connection: Any) -> None:
+    """Send until the kernel takes no more."""
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection.send(bytes(100_000))
+    connection.setblocking(True)
+
+
+def empty(client: socket.socket) -> None:
+    """Receive all that was sent."""
+    while select.select([client], [], [], 0.1)[0]:
+        client.recv(1 << 20)
+
+
+def test_small_writes_that_are_taken_make_up_for_one_that_was_late(live: Live, here: str) -> None:
+    def steps(handler: Any, attempt: Try) -> None:
+        attempt(lambda: handler.request.sendall(bytes(MUCH)))
+        handler.gate.wait()
+        handler.wfile.write(b"now")
+        handler.wfile.flush()
+        attempt(lambda: handler.request.sendall(bytes(MUCH)))
+
+    living, attempts = attempting(live, here, steps, write_timeout=SOON)
+    client = living.connect()
+    living.gate.await_one()
+    empty(client)
+    living.gate.open()
+    assert attempts.results() == [WRITE, WRITE]
+    assert soon(attempts.seconds()[1])
+
+
+def test_the_socket_s_own_timeout_is_that_of_each_send(live: Live, here: str) -> None:
+    """Of a file that holds bytes back, too, as in the standard library."""
+
+    def steps(handler: Any, attempt: Try) -> None:
+        fill(handler.request)
+        handler.request.settimeout(3 * SOON)
+        handler.gate.wait()
+        attempt(lambda: handler.wfile.write(bytes(MUCH)))
+
+    living, attempts = attempting(live, here, steps, wbufsize=1000, write_timeout=FAR)
+    client = living.connect()
+    living.gate.await_one()
+    living.gate.open()
+    while not attempts.over.is_set():
+        time.sleep(2 * SOON)
+        for _ in range(40):
+            client.recv(100_000)
+    assert attempts.results() == [MUCH]
+    assert attempts.seconds()[0] > 3 * SOON
+
+
 # --- rfile afterwards
 
 
@@ -733,6 +861,29 @@ def test_a_connection_of_another_loop_s_task(live: Live, transport: str) -> None
     lender.gate.open()
 
 
+def test_a_connection_of_another_loop_s_task_to_which_others_send(live: Live) -> None:
+    pytest.importorskip("greenlet")
+    lent: list[Any] = []
+
+    def lends(handler: Any) -> None:
+        lent.append(handler.request)
+        handler.gate.wait()
+
+    lender = live("multiplexing", lends)
+    lender.handler.idle_timeout = 2 * SOON
+    lender.connect()
+    wait_until(lambda: lent)
+    living, attempts = attempting(
+        live, "multiplexing", lambda handler, attempt: attempt(lambda: lent[0].recv(10))
+    )
+    living.connect()
+    time.sleep(SOON)
+    lent[0].sendall(b"tick")
+    assert attempts.results() == [IDLE]
+    assert attempts.seconds()[0] >= 2.5 * SOON
+    lender.gate.open()
+
+
 def test_a_connection_in_a_thread_without_tasks(live: Live) -> None:
     pytest.importorskip("greenlet")
     from fastsock import multiplexing
@@ -754,7 +905,9 @@ def test_a_connection_in_a_thread_without_tasks(live: Live) -> None:
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     caplog.set_level(logging.DEBUG, "fastsock")
-    yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("fastsock")]
+    yield lambda: [
+        record.getMessage() for record in caplog.records if record.name.startswith("fastsock")
+    ]
 
 
 def test_a_line_and_no_traceback(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import os
 import resource
 import select
 import socket
@@ -386,6 +387,28 @@ def test_a_refused_one_that_lingers_does_not_hold_the_loop(live: Live) -> None:
     is_served(living, first)
 
 
+def test_one_that_is_no_connection_does_not_hold_the_loop_either(live: Live) -> None:
+    closed = []
+
+    def get_request(server: Any) -> Any:
+        request, address = server.socket.accept()
+        return socket.socket(fileno=request.detach()), address
+
+    def close_request(server: Any, request: Any) -> None:
+        closed.append(request)
+        request.close()
+
+    living = live("threading", echo, max_connections=1, overload="reject", lingering_close=True,
+                  get_request=get_request, close_request=close_request)  # fmt: skip
+    (first,) = full(living, 1)
+    begin = time.monotonic()
+    for _ in range(3):
+        living.connect(b"still there")
+    wait_until(lambda: len(closed) == 3)
+    assert time.monotonic() - begin < 1.5
+    is_served(living, first)
+
+
 def test_a_refusal_goes_through_the_hooks(live: Live) -> None:
     ended = []
 
@@ -565,6 +588,45 @@ def test_handle_request_waits(live: Live) -> None:
     assert waiting.recv(6) == b"hello\n"
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_handle_request_of_a_forking_server(
+    live: Live, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It collects the child that it waits for, whether it may be watched or not."""
+    if not watched:
+        monkeypatch.delattr("os.pidfd_open")
+    living = live("forking", line, serves=False, max_connections=1, timeout=TIMEOUT / 2)
+    begin = time.monotonic()
+    for _ in range(3):
+        client = living.connect(b"hello\n")
+        living.server.handle_request()
+        assert until_end(client) == b"hello\n"
+    assert time.monotonic() - begin < TIMEOUT / 4
+
+
+def test_handle_request_of_a_forking_server_that_collects_by_itself(live: Live) -> None:
+    """As ever: when the time is over."""
+
+    def collect_children(server: Any, *, blocking: bool = False) -> None:
+        super(type(server), server).collect_children(blocking=blocking)
+
+    living = live("forking", line, serves=False, max_connections=1, timeout=0.3,
+                  collect_children=collect_children)  # fmt: skip
+    clients = [living.connect(b"hello\n") for _ in range(2)]
+    living.server.handle_request()
+    assert until_end(clients[0]) == b"hello\n"
+    begin, used = time.monotonic(), time.process_time()
+    living.server.handle_request()
+    assert time.monotonic() - begin >= 0.3
+    assert time.process_time() - used < 0.2
+    living.server.handle_request()
+    assert until_end(clients[1]) == b"hello\n"
+
+
+def line(handler: Any) -> None:
+    handler.wfile.write(handler.rfile.readline())
+
+
 def test_handle_request_beside_a_loop_that_is_held(live: Live) -> None:
     living = served(live, "threading", max_connections=1, daemon_threads=True)
     (first,) = full(living, 1)
@@ -694,6 +756,34 @@ def test_datagrams_are_not_limited(live: Live, several: str, transport: str) -> 
     assert sorted(client.recv(10) for _ in range(10)) == [b"%d" % n for n in range(10)]
 
 
+def test_who_ends_later_writes_to_no_event(live: Live, several: str) -> None:
+    """It is for a listener that is held."""
+    living = served(live, several, max_connections=2)
+    first = full(living, 2)
+    waiting = knock(living)
+    assert is_held(living)
+    first[0].close()
+    assert waiting.recv(6) == b"hello\n"
+    living.server.max_connections = 100
+    wait_until(lambda: not written_events())
+    for client in (first[1], waiting):
+        client.close()
+    wait_until(lambda: ledger(living).active == 0)
+    assert not written_events()
+
+
+def written_events() -> list[str]:
+    """The eventfds of this process which nobody has read since they were written to."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fdinfo"):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(f"/proc/self/fdinfo/{descriptor}") as file,
+        ):
+            found += [line for line in file if line.startswith("eventfd-count")]
+    return [line for line in found if int(line.split()[1], 16)]
+
+
 def test_nothing_is_left_behind(live: Live, several: str) -> None:
     """No peer, and no descriptor but the one eventfd."""
     living = live(several, echo, max_connections=3, max_connections_per_peer=3)
@@ -725,3 +815,28 @@ def test_accept_errors_are_told(live: Live) -> None:
     assert isinstance(told[0], OSError)
     assert told[0].errno == errno.EMFILE
     is_served(living, living.connect())
+
+
+def test_a_hook_for_accept_errors_that_fails(
+    live: Live, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is done about the error is done, and told, all the same."""
+
+    def handle_accept_error(server: Any, error: OSError) -> None:
+        raise LookupError(error.errno)
+
+    living = live("threading", echo, handle_accept_error=handle_accept_error)
+    with socket.socket() as client:
+        with no_descriptor():
+            client.connect(living.server.server_address)
+            assert living.loop is not None
+            with pytest.raises(LookupError):
+                living.loop.result()
+        living.loop = None
+    assert [record.event for record in caplog.records] == ["cannot_take"]  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def no_descriptor() -> Iterator[None]:
+    with one_descriptor(), socket.socket():
+        yield

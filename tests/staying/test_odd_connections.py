@@ -212,3 +212,22 @@ def test_another_error_before_the_loop_has_begun(programs: Programs) -> None:
         """
     )
     assert found.out == "Invalid file descriptor: -1\n", found.err
+
+
+def test_one_that_is_unwound_is_not_idle_any_more(live: Live) -> None:
+    """Its handler works, and is not waiting for a message of which nothing has come."""
+    pytest.importorskip("greenlet")
+    states: list[str] = []
+
+    def handle(handler: Any) -> None:
+        try:
+            handler.rfile.readline()
+        finally:
+            states.extend(one.state for one in handler.server.connections)
+
+    living = live("multiplexing", handle, daemon_threads=True)
+    living.connect()
+    living.await_state("idle")
+    living.server.shutdown()
+    wait_until(lambda: states)
+    assert states == ["working"]
