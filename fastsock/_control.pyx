@@ -726,6 +726,11 @@ def give_to_child(Control control not None, request, int pid):
     control.ledger.give(channel_if(request), request, pid)
 
 
+def begin_in_child(Control control not None, request):
+    """This process is the child that serves it."""
+    control.ledger.in_child(channel_if(request), request)
+
+
 cpdef int failed(object server, Control control, object request,
                  object client_address) except -1:
     """An exception has left a handler; in the except clause."""

@@ -9,6 +9,7 @@ what is still under way: connections, threads, greenlets and child processes ali
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -76,6 +77,8 @@ def drain(
     hurry: asked at every look whether the deadline is now.
     """
     deadline = None if timeout is None else time.monotonic() + max(float(timeout), 0)
+    if deadline is not None and math.isnan(deadline):
+        raise ValueError("timeout is not a number")
     drains = [_Drain(server, control, loops) for server, control in servers]
     for one in drains:
         one.check_caller()
@@ -184,7 +187,7 @@ class _Drain:
     def cut(self) -> None:
         """At the deadline: accept nothing, and shut down what is left."""
         # A loop that still runs is at a request: a datagram, say, which no record is kept of.
-        self._cut = max(running(self.server, self._control), self._loops.runs(self.server))
+        self._cut = max(running(self.server, self._control), int(self._loops.runs(self.server)))
         self._ended_by_now = self._ended()
         self._woken = _ending.woken(self._ledger)
         self._stop_loop()

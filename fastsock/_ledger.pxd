@@ -57,6 +57,7 @@ cdef class View:
 
 cdef class OtherRecord(Record):
     cdef object request  # a weak reference
+    cdef bint ending  # it is counted: what the kernel counts from now on is the end
 
     cdef int look_at(self, object request) except -1
 

@@ -45,6 +45,9 @@ cdef extern from *:
             return 0;
         memcpy(sent, info + ACKED, 8);
         memcpy(received, info + RECEIVED, 8);
+        /* The peer's FIN counts as a byte. */
+        if (info[0] == TCP_CLOSE_WAIT || info[0] == TCP_LAST_ACK || info[0] == TCP_CLOSING)
+            --*received;
         return 1;
     }
 
@@ -212,7 +215,7 @@ cdef class OtherRecord(Record):
         return 0
 
     cdef int look(self) except -1:
-        if self.ledger is None:
+        if self.ledger is None or self.ending:
             return 0
         request = self.request()
         return 0 if request is None else self.look_at(request)
@@ -370,6 +373,7 @@ cdef class Ledger:
         cdef OtherRecord record = self.others.get(id(request))
         if record is not None:
             record.look_at(request)
+            record.ending = True
 
     def end_other(self, request):
         """Such a request is over."""
@@ -465,8 +469,11 @@ cdef class Ledger:
                 if pid not in pids:
                     self.child_ended(pid, 0)
 
-    def in_child(self):
-        """After a fork: none of the parent's children is one of this process."""
+    def in_child(self, Record record, request):
+        """After a fork, in the child that serves a request; record: as of give().
+
+        None of the parent's children is one of this process.
+        """
         cdef ChildRecord child
         self.enough = -1  # whose event it is, too
         children, self.children = self.children, {}
@@ -474,6 +481,12 @@ cdef class Ledger:
             if child.ledger is not None:
                 child.leave()
         self.sum_up(&self.told.received, &self.told.sent)
+        if record is None:
+            record = self.others.get(id(request))
+        if record is not None and record.ledger is self:
+            # What has come for it before, the parent counts no more.
+            self.told.received -= record.received
+            self.told.sent -= record.sent
 
     def tell_parent(self, unsigned long long datagrams_sent):
         """Of a child that is about to end: leave what it has counted since."""

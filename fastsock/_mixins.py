@@ -12,6 +12,7 @@ from fastsock import _plain, _threads, _worker
 from fastsock._children import Children
 from fastsock._control import (
     Control,
+    begin_in_child,
     begin_in_thread,
     end_request,
     failed,
@@ -251,7 +252,7 @@ class ForkingMixIn:
         status, sent = 1, 0
         try:
             if control is not None:
-                control.ledger.in_child()
+                begin_in_child(control, request)
                 sent = sent_by(self)
             self.finish_request(request, client_address)  # type: ignore[attr-defined]
             status = 0

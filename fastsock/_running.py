@@ -8,6 +8,7 @@ starts a thread for it.
 from __future__ import annotations
 
 import _thread
+import math
 import os
 import signal
 import threading
@@ -52,7 +53,7 @@ def run(
         ``serve_forever()``.
 
     Raises:
-        ValueError: not the main thread, no server, or one that is closed.
+        ValueError: not the main thread, no server, or one that is closed; drain_timeout is NaN.
         TypeError: something is no server, or drain_timeout no number.
     """
     if not servers:
@@ -62,8 +63,8 @@ def run(
             raise TypeError(f"not a fastsock server: {server!r}")
     if drain_timeout is not None:
         drain_timeout = float(drain_timeout)
-    from fastsock import _drain  # noqa: F401  (when the time has come there may be no descriptor)
-
+        if math.isnan(drain_timeout):
+            raise ValueError("drain_timeout is not a number")
     return _Run(list(dict.fromkeys(servers)), drain_timeout).run(poll_interval)
 
 
@@ -95,6 +96,9 @@ class _Run:
                     signal.signal(number, self._on_signal)  # ValueError: not the main thread
                     self._before[number] = before
             _runs.append(self)
+            # When the time has come there may be no descriptor to import it with.
+            from fastsock import _drain  # noqa: F401
+
             self._serve(poll_interval)
             return self._report()
         finally:

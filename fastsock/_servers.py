@@ -29,6 +29,7 @@ from fastsock._datagram_socket import (
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report
+from fastsock._names import give_way
 from fastsock._serving import _control_of, _loop_runs, _LoopEnded, _serving
 from fastsock._types import (
     TYPE_CHECKING,
@@ -127,6 +128,10 @@ class BaseServer:
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down: threading.Event = _LoopEnded()
         self.__shutdown_request = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        give_way(cls)
 
     @property
     def __shutdown_request(self) -> bool:

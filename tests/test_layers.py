@@ -166,7 +166,9 @@ LAYERS: dict[str, set[str]] = {
     "_drain": {"_control", "_ending", "_types"},
     "_linger": {"_visitors", "_ending", "_plain", "_types"},
     "_serving": {"_control", "_types"},
+    "_names": set(),
     "_servers": {
+        "_names",
         "_serving",
         "_broadcast",
         "_stats",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import Any
 
 import pytest
-from books import echo, live, served, stats_when, talk
+from books import echo, flavours, live, served, stats_when, talk
 from support import connect, ended, hang_up, receive, wait_until
 
 import fastsock
@@ -170,3 +171,45 @@ def test_a_mixin_without_a_server_of_ours() -> None:
     assert server.active_children is not None and len(server.active_children) == 1
     server.collect_children(blocking=True)
     assert server.active_children == set()
+
+
+class Other(socket.socket):
+    """No Connection: its bytes are those that TCP has carried."""
+
+
+@pytest.mark.parametrize("cls", [None, Other], ids=["Connection", "other"])
+def test_what_has_come_before_the_fork_is_counted_too(cls: Any) -> None:
+    def get_request(self: Any) -> Any:
+        request, address = fastsock.TCPServer.get_request(self)
+        if cls is not None:
+            request = cls(fileno=request.detach())
+        self.first = request.recv(5)
+        return request, address
+
+    def handle(self: Any) -> None:
+        self.wfile.write(self.server.first + self.rfile.read())
+
+    with served("forking", handle, get_request=get_request) as server:
+        client = connect(server)
+        client.sendall(b"hello world")
+        client.shutdown(socket.SHUT_WR)
+        assert receive(client) == b"hello world"
+        client.close()
+        stats = stats_when(server, lambda stats: stats.children == 0)
+        assert (stats.bytes_in, stats.bytes_out) == (11, 11)
+
+
+@flavours("sync", "threading", "multiplexing")
+def test_the_end_of_a_stream_is_no_byte(flavour: str) -> None:
+    def get_request(self: Any) -> Any:
+        request, address = fastsock.TCPServer.get_request(self)
+        return Other(fileno=request.detach()), address
+
+    with served(flavour, echo, get_request=get_request) as server:
+        client = connect(server)
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert receive(client) == b"hello\n"
+        client.close()
+        stats = stats_when(server, lambda stats: stats.finished == 1)
+        assert (stats.bytes_in, stats.bytes_out) == (6, 6)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +28,12 @@ def waits(handler: Any) -> None:
 
 def answers(handler: Any) -> None:
     handler.wfile.write(handler.rfile.readline().upper())
+
+
+def has_come(client: socket.socket) -> bool:
+    """Whether the server's kernel has all that was sent."""
+    count = fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder) == 0
 
 
 def test_what_runs_finishes(live: Live, flavour: str) -> None:
@@ -102,6 +111,7 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     living.gate.await_one()
     draining = living.drain_beside(TIMEOUT)
     client.sendall(b"more\n")
+    wait_until(lambda: has_come(client))  # what is on its way is nobody's yet
     living.gate.open()
     draining.result()
     assert until_end(client) == b"wait\nmore\n"
@@ -390,10 +400,52 @@ def test_attributes_of_the_program_s_own(live: Live, flavour: str) -> None:
     assert living.is_refused()
 
 
+class Room:
+    """What a program mixes in, behind the server class."""
+
+    connections = 5
+    stats = overload = "full"
+
+    def broadcast(self, sender: str, line: str) -> str:
+        return sender + line
+
+    def drain(self) -> str:
+        return "nothing left"
+
+
+def test_names_of_a_base_that_comes_later(live: Live, flavour: str) -> None:
+    """As with the standard library, whose servers have no such names."""
+    base = type(live(flavour, answers, serves=False).server)
+    server: Any = type("Server", (base, Room), {})
+    found = server(("127.0.0.1", 0), None)
+    with found:
+        assert (found.connections, found.stats, found.overload) == (5, "full", "full")
+        assert found.broadcast("me", "hello") == "mehello"
+        assert found.drain() == "nothing left"
+        assert callable(base.drain)
+        assert found.max_connections is None
+
+    class Both(server):
+        def stats(self) -> str:
+            return "own"
+
+    with Both(("127.0.0.1", 0), None) as found:
+        assert (found.stats(), found.drain()) == ("own", "nothing left")
+
+
+def test_a_datagram_that_is_cut_off_is_counted_as_one(live: Live) -> None:
+    living = live("sync", lambda handler: handler.gate.wait(), "UDP")
+    living.connect().send(b"x")
+    living.gate.await_one()
+    report, _ = living.drain(0.05)
+    assert repr(report) == "DrainReport(finished=0, idle_closed=0, cut_off=1)"
+
+
 def test_timeouts(live: Live) -> None:
     living = live("threading", answers)
-    with pytest.raises((TypeError, ValueError)):
-        living.server.drain("soon")
+    for what in ("soon", float("nan")):  # a time that never comes would be none
+        with pytest.raises((TypeError, ValueError)):
+            living.server.drain(what)
     assert until_end(living.connect(b"hello\n")) == b"HELLO\n"
     living.connect()
     living.await_active(2)

@@ -185,8 +185,9 @@ def test_what_is_no_server(live: Live) -> None:
         run()
     with pytest.raises(TypeError, match="not a fastsock server"):
         run(living)
-    with pytest.raises((TypeError, ValueError)):
-        run(living.server, drain_timeout="soon")
+    for what in ("soon", float("nan")):
+        with pytest.raises((TypeError, ValueError)):
+            run(living.server, drain_timeout=what)
     living.server.server_close()
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="Invalid file descriptor"):
@@ -214,6 +215,25 @@ def test_an_ignored_signal_stays_ignored(programs: Programs) -> None:
             print(fastsock.run(server, poll_interval=0.01).cut_off, server.passes >= 5)
     """)
     assert (ended.status, ended.out) == (0, "0 True\n"), ended
+
+
+def test_a_signal_while_it_gets_ready(programs: Programs) -> None:
+    """What it needs is imported with the signals set: that takes some time."""
+    ended = programs.run_script("""
+        import os, signal, sys
+        import fastsock
+
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "fastsock._drain":
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        sys.meta_path.insert(0, Finder())
+        with fastsock.TCPServer(("127.0.0.1", 0), fastsock.BaseRequestHandler) as server:
+            print(fastsock.run(server))
+    """)
+    expected = "DrainReport(finished=0, idle_closed=0, cut_off=0)\n"
+    assert (ended.status, ended.out) == (0, expected), ended
 
 
 def test_a_fork_of_the_program_s_own_has_its_signals(programs: Programs) -> None:
