@@ -83,6 +83,7 @@ class Torture:
         self.over: collections.deque[Victim] = collections.deque()
         self.wrong: list[str] = []
         self.told: list[str] = []
+        self.counted: set[Victim] = set()
         self.failures: collections.Counter[str] = collections.Counter()
         self.count = self.same = self.asleep = 0
         self.outcomes: collections.Counter[str] = collections.Counter()
@@ -195,6 +196,9 @@ class Torture:
             raise Wrong(f"{self.closes()} times something was closed that was not open")
 
     def failed(self, victim: Victim, what: str) -> None:
+        if victim in self.counted:
+            return
+        self.counted.add(victim)
         self.failures[f"{victim.waits}, {victim.way}"] += 1
         if len(self.told) < 5:
             self.told.append(f"{what}; {victim}")
