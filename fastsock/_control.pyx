@@ -30,7 +30,7 @@ from fastsock._datagram cimport (
     send_gathered,
     take,
 )
-from fastsock._hooks cimport Defaults, untouched
+from fastsock._hooks cimport Defaults, is_of_class, untouched
 from fastsock._deadlines import DeadlineError
 from fastsock._ledger cimport Ledger, Record
 from fastsock._limits cimport gate_of, refusal, unlimited
@@ -452,9 +452,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     taken = None
     control.took_one()
 
-    if accepted != NULL:
-        limited = not unlimited(server)
-    if limited and type(request) is not tuple:
+    if limited and type(request) is not tuple:  # what was accepted ahead had no limit then
         reason = refusal(server, control.ledger, client_address)
         if reason is not None:
             turn_away(server, control, defaults, request, client_address, reason)
@@ -675,7 +673,8 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     if (type(request) is defaults.connection
             and untouched(server, "shutdown_request", defaults.shutdown_request)
             and untouched(server, "close_request", defaults.close_request)
-            and getattr(server, "lingering_close", None) is not True):
+            and (is_of_class(server, "lingering_close", False)
+                 or getattr(server, "lingering_close", None) is not True)):
         end_connection(request)
         control.released()
         return 0

@@ -11,12 +11,19 @@ from fastsock._clock cimport NEVER, monotonic, nanoseconds, sooner
 cdef extern from *:
     """
     /* Whether four attributes are None in the class of an object. */
+    /* The state of the class that was found to have none: a version is given to one state of one
+     * class, and 0 to a class that has changed since. Only with the GIL. */
+    static unsigned int fastsock_none_of = 0;
+
     static int fastsock_all_none(PyObject *object, PyObject *names) {
         PyTypeObject *type = Py_TYPE(object);
         Py_ssize_t index;
+        if (type->tp_version_tag != 0 && type->tp_version_tag == fastsock_none_of)
+            return 1;
         for (index = 0; index < PyTuple_GET_SIZE(names); index++)
             if (_PyType_Lookup(type, PyTuple_GET_ITEM(names, index)) != Py_None)
                 return 0;
+        fastsock_none_of = type->tp_version_tag;  /* which the lookup has given it, or 0 */
         return 1;
     }
     """

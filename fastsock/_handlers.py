@@ -67,8 +67,7 @@ class BaseRequestHandler:
         self.request = request
         self.client_address = client_address
         self.server = server
-        if type(request) is Connection:
-            begin(request, self)
+        begin(request, self)
         self.setup()
         try:
             self.handle()

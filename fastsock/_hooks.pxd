@@ -20,3 +20,4 @@ cdef class Defaults:
 
 
 cdef bint untouched(object server, str name, object function) except -1
+cdef bint is_of_class(object server, str name, object value) noexcept

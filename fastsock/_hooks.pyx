@@ -82,6 +82,11 @@ cdef bint untouched(object server, str name, object function) except -1:
     return _is_bound(getattr(server, name), server, function)
 
 
+cdef bint is_of_class(object server, str name, object value) noexcept:
+    """Whether an attribute is this object, found in the class; false also where it may be so."""
+    return fastsock_is_of_class(server, name, value) == 1
+
+
 cdef bint _is_bound(object method, object server, object function) noexcept:
     """Whether a hook that was looked up on the server is the given function, bound to it.
 

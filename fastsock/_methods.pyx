@@ -16,6 +16,7 @@ from libc.math cimport ceil
 from fastsock cimport _sys
 from fastsock._channel cimport (
     Channel,
+    channel_if,
     channel_of,
     receive_bytes,
     seconds_of,
@@ -255,10 +256,13 @@ def close(self):
 
 
 def begin(connection, handler):
-    """A handler of this connection begins: set the deadlines that its class has, if any."""
+    """A handler of this request begins: set the deadlines that its class has, if any."""
+    cdef Channel channel
     deadlines = deadlines_of(handler)
     if deadlines is not None:  # else it keeps those of a handler around this one
-        channel_of(connection).deadlines = deadlines
+        channel = channel_if(connection)
+        if channel is not None:
+            channel.deadlines = deadlines
 
 
 def _real_close(self):
