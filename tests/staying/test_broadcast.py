@@ -91,6 +91,27 @@ def test_from_a_handler_of_another_server(flavour: str) -> None:
             hang_up(each)
 
 
+def test_all_but_one_that_is_no_connection() -> None:
+    """Nobody can write to it, but it is not skipped either: it was not to get them."""
+    found: list[Any] = []
+
+    def get_request(self: Any) -> Any:
+        accepted, address = self.socket.accept()
+        return socket.socket(fileno=accepted.detach()), address
+
+    def handle(self: Any) -> None:
+        for exclude in (None, self.request):
+            result = self.server.broadcast(b"x", exclude=exclude)
+            found.append((result.sent, len(result.skipped)))
+
+    with (
+        served("threading", handle, get_request=get_request) as server,
+        connect(server) as client,
+    ):
+        assert receive(client) == b""
+        assert found == [(0, 1), (0, 0)]
+
+
 def test_what_it_takes() -> None:
     with served("threading", echo) as server:
         client = talk(server)

@@ -924,6 +924,24 @@ def test_a_line_and_no_traceback(
     assert until_end(living.connect()) == b""
 
 
+def test_the_record(live: Live, here: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fastsock")
+    living = live(here, echo)
+    living.handler.idle_timeout = 0.05
+    client = living.connect()
+    assert until_end(client) == b""
+    wait_until(lambda: caplog.records)
+    (record,) = caplog.records
+    found: Any = record
+    assert (found.name, found.levelname, found.event) == (
+        "fastsock.deadlines",
+        "DEBUG",
+        "timed_out",
+    )
+    assert (found.deadline, found.peer) == (IDLE, client.getsockname())
+    assert found.server_address == living.server.server_address
+
+
 def test_the_hook(live: Live, here: str) -> None:
     called: list[Any] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -57,6 +58,59 @@ def test_the_backlog_is_served(live: Live, flavour: str, attributes: dict[str, A
     report, _ = draining.result()
     assert [until_end(client) for client in clients] == [b"HELLO %d\n" % n for n in range(20)]
     assert (report.finished, report.idle_closed, report.cut_off) == (20, 0, 0)
+    assert living.is_refused()
+
+
+def test_however_long_the_backlog_is(live: Live) -> None:
+    living = live("sync", waits)
+    clients = [living.connect(b"hello %d\n" % number) for number in range(120)]
+    living.gate.await_one()
+    draining = living.drain_beside()
+    living.gate.open()
+    report, _ = draining.result()
+    assert [until_end(client) for client in clients] == [b"HELLO %d\n" % n for n in range(120)]
+    assert (report.finished, report.idle_closed, report.cut_off) == (120, 0, 0)
+
+
+def test_what_had_ended_before_does_not_count(live: Live, flavour: str) -> None:
+    living = live(flavour, answers)
+    for _ in range(3):
+        assert until_end(living.connect(b"hello\n")) == b"HELLO\n"
+    wait_until(lambda: living.server._fastsock.ledger.active == 0)
+    report, _ = living.drain(TIMEOUT)
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_one_that_was_idle_and_does_not_end_is_cut_off(live: Live, flavour: str) -> None:
+    def handle(handler: Any) -> None:
+        echo(handler)
+        handler.gate.wait()
+
+    living = live(flavour, handle)
+    client = living.connect()
+    assert living.ask(client, b"hello\n") == b"hello\n"
+    living.await_state("idle")
+    draining = living.drain_beside(0.3)
+    living.gate.await_one()
+    report, _ = draining.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 1)
+
+
+def test_who_is_interrupted_cuts_off_what_is_left(live: Live) -> None:
+    living = live("threading", answers)
+    client = living.connect()
+    living.await_active(1)
+
+    def interrupt() -> None:
+        wait_until(lambda: living.server._fastsock.draining)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = Background(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        living.server.drain()
+    interrupting.result()
+    assert until_end(client) == b""
     assert living.is_refused()
 
 
@@ -246,6 +300,30 @@ def test_datagrams_that_have_come_are_served(
         assert found == [b"%d" % number for number in range(5)]
         assert (report.finished, report.idle_closed, report.cut_off) == (5, 0, 0)
         assert living.server.socket.fileno() == -1
+
+
+@pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
+def test_datagrams_may_be_answered_when_the_loop_has_ended(live: Live, transport: str) -> None:
+    def handle(handler: Any) -> None:
+        handler.gate.wait()
+        handler.request[1].sendto(handler.request[0], handler.client_address)
+
+    living = live("threading", handle, transport)
+    client = living.connect(b"hello")
+    living.gate.await_one()
+    draining = living.drain_beside()
+    wait_until(lambda: not living.server._fastsock.is_served)
+    living.gate.open()
+    assert client.recv(10) == b"hello"
+    assert draining.result()[0].finished == 1
+
+
+def test_a_datagram_that_is_stuck_is_cut_off(live: Live, flavour: str) -> None:
+    living = live(flavour, lambda handler: handler.gate.wait(), "UDP")
+    living.connect(b"hello")
+    living.gate.await_one()
+    report, _ = living.drain(0.2)
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 1)
 
 
 def test_without_a_loop_the_backlog_is_served_too(live: Live, flavour: str) -> None:
