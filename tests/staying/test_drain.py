@@ -278,7 +278,9 @@ def test_children_get_sigterm(live: Live) -> None:
     assert os.WTERMSIG(status) == 15
 
 
-@pytest.mark.parametrize("attributes", [{}, {"reuse_threads": False}], ids=str)
+@pytest.mark.parametrize(
+    "attributes", [{}, {"daemon_threads": True}, {"reuse_threads": False}], ids=str
+)
 @pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
 def test_datagrams_that_have_come_are_served(
     live: Live, flavour: str, transport: str, attributes: dict[str, Any]
