@@ -211,8 +211,8 @@ def test_further_signals_leave_a_handler_that_goes_on(programs: Programs) -> Non
         class Handler(fastsock.BaseRequestHandler):
             def handle(self):
                 for _ in range(3):
-                    print("stuck", flush=True)
                     try:
+                        print("stuck", flush=True)
                         time.sleep(60)
                     except BaseException as error:
                         print("left", isinstance(error, Exception), flush=True)
