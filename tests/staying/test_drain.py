@@ -36,7 +36,7 @@ def test_what_runs_finishes(live: Live, flavour: str) -> None:
     draining = living.drain_beside()
     if flavour in ("threading", "multiplexing"):  # children have copies of the listener
         wait_until(lambda: living.server.socket.fileno() < 0)
-        assert living.is_refused()
+        wait_until(living.is_refused)  # close(2) comes right after
     assert draining.is_alive()
     living.gate.open()
     report, _ = draining.result()
@@ -403,6 +403,22 @@ def test_so_is_a_handler_in_a_thread_of_its_own(live: Live, attributes: dict[str
 
     living = live("threading", handle, daemon_threads=True, **attributes)
     assert until_end(living.connect()) == b"told"
+
+
+@pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
+def test_so_is_a_handler_of_handle_request(live: Live, flavour: str) -> None:
+    if flavour == "multiplexing":
+        pytest.importorskip("greenlet")
+
+    def handle(handler: Any) -> None:
+        with pytest.raises(RuntimeError, match="drain"):
+            handler.server.drain()
+        handler.wfile.write(b"told")
+
+    living = live(flavour, handle, serves=False)
+    client = living.connect()
+    living.server.handle_request()
+    assert until_end(client) == b"told"
 
 
 def test_so_is_a_hook_of_the_loop(live: Live) -> None:
