@@ -41,6 +41,19 @@ def test_a_connection(flavour: str) -> None:
         assert bound / 2.1 < stats.latency_sum < bound
 
 
+@flavours("threading", "forking", "multiplexing")
+def test_the_peak_stays(flavour: str) -> None:
+    with served(flavour, echo) as server:
+        clients = [talk(server) for _ in range(3)]
+        for client in clients:
+            hang_up(client)
+        stats_when(server, lambda stats: stats.finished == 3)
+        client = talk(server)
+        stats = server.stats()
+        assert (stats.active, stats.peak) == (1, 3)
+        hang_up(client)
+
+
 @flavours()
 def test_a_handler_that_fails(flavour: str) -> None:
     def handle(self: Any) -> None:
