@@ -163,6 +163,20 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     assert living.server.stats().failed == 0
 
 
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_the_rest_of_a_line_is_waited_for(live: Live, flavour: str) -> None:
+    """Though the line before it, with which the first part has come, was answered."""
+    living = live(flavour, echo)
+    client = living.connect(b"hello\nhalf a")
+    assert client.recv(100) == b"hello\n"
+    living.await_state("reading")
+    draining = living.drain_beside(TIMEOUT)
+    client.sendall(b" line\n")
+    assert until_end(client) == b"half a line\n"
+    report, _ = draining.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (1, 0, 0)
+
+
 def test_one_that_has_sent_nothing_has_until_the_deadline(live: Live, flavour: str) -> None:
     living = live(flavour, answers)
     client = living.connect()
