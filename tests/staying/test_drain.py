@@ -167,10 +167,12 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
 def test_the_rest_of_a_line_is_waited_for(live: Live, flavour: str) -> None:
     """Though the line before it, with which the first part has come, was answered."""
     living = live(flavour, echo)
-    client = living.connect(b"hello\nhalf a")
-    assert client.recv(100) == b"hello\n"
-    living.await_state("reading")
+    client = living.connect(b"wait\nhalf a")
+    living.gate.await_one()
     draining = living.drain_beside(TIMEOUT)
+    living.gate.open()
+    assert client.recv(100) == b"wait\n"
+    living.await_state("reading")
     client.sendall(b" line\n")
     assert until_end(client) == b"half a line\n"
     report, _ = draining.result()
