@@ -96,6 +96,7 @@ def test_children_that_somebody_else_has_collected() -> None:
         stats = stats_when(server, lambda stats: stats.accepted == 4 and stats.finished >= 3)
         assert stats.children == stats.active == 1
         os.waitpid(server.active_children.pop(), 0)
+        assert server.connections == []
         assert server.stats().active == 0
 
 

@@ -42,6 +42,16 @@ def test_what_is_seen(flavour: str) -> None:
         assert server.connections == []
 
 
+@flavours("threading", "forking", "multiplexing")
+def test_the_latest_come_first(flavour: str) -> None:
+    with served(flavour, echo) as server:
+        clients = [talk(server) for _ in range(3)]
+        addresses = [client.getsockname() for client in clients]
+        assert [each.client_address for each in server.connections] == addresses[::-1]
+        for client in clients:
+            hang_up(client)
+
+
 @flavours("threading", "multiplexing")
 def test_states(flavour: str) -> None:
     def handle(self: Any) -> None:

@@ -521,10 +521,15 @@ def test_one_that_drips_does_not_renew_the_time_of_a_write(
     live: Live, here: str, wbufsize: int, timeout: float | None
 ) -> None:
     """However many system calls it takes."""
+
+    def steps(handler: Any, attempt: Try) -> None:
+        # or it would not be ready for the next one within that time
+        handler.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        attempt(lambda: handler.wfile.write(bytes(MUCH)))
+
     living, attempts = attempting(
-        live, here, lambda handler, attempt: attempt(lambda: handler.wfile.write(bytes(MUCH))),
-        wbufsize=wbufsize, timeout=timeout, write_timeout=2 * SOON,
-    )  # fmt: skip
+        live, here, steps, wbufsize=wbufsize, timeout=timeout, write_timeout=2 * SOON
+    )
     with living.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         while not attempts.over.is_set():
@@ -532,6 +537,18 @@ def test_one_that_drips_does_not_renew_the_time_of_a_write(
             time.sleep(0.005)
     assert attempts.results() == [WRITE]
     assert attempts.seconds()[0] < LATER
+
+
+def test_the_time_of_the_request_is_sooner_than_that_of_a_write(live: Live, here: str) -> None:
+    living, attempts = attempting(
+        live,
+        here,
+        lambda handler, attempt: attempt(lambda: handler.request.sendall(bytes(MUCH))),
+        write_timeout=FAR,
+        request_timeout=SOON,
+    )
+    living.connect()
+    assert attempts.results() == [WHOLE]
 
 
 def test_each_write_has_its_time(live: Live, here: str) -> None:
@@ -922,6 +939,24 @@ def test_a_line_and_no_traceback(
     assert capfd.readouterr().err == ""
     assert living.server.stats().failed == 0
     assert until_end(living.connect()) == b""
+
+
+def test_the_record(live: Live, here: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fastsock")
+    living = live(here, echo)
+    living.handler.idle_timeout = 0.05
+    client = living.connect()
+    assert until_end(client) == b""
+    wait_until(lambda: caplog.records)
+    (record,) = caplog.records
+    found: Any = record
+    assert (found.name, found.levelname, found.event) == (
+        "fastsock.deadlines",
+        "DEBUG",
+        "timed_out",
+    )
+    assert (found.deadline, found.peer) == (IDLE, client.getsockname())
+    assert found.server_address == living.server.server_address
 
 
 def test_the_hook(live: Live, here: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
+import signal
 import socket
 import sys
 import termios
@@ -43,7 +45,7 @@ def test_what_runs_finishes(live: Live, flavour: str) -> None:
     draining = living.drain_beside()
     if flavour in ("threading", "multiplexing"):  # children have copies of the listener
         wait_until(lambda: living.server.socket.fileno() < 0)
-        assert living.is_refused()
+        wait_until(living.is_refused)  # close(2) comes right after
     assert draining.is_alive()
     living.gate.open()
     report, _ = draining.result()
@@ -66,6 +68,59 @@ def test_the_backlog_is_served(live: Live, flavour: str, attributes: dict[str, A
     report, _ = draining.result()
     assert [until_end(client) for client in clients] == [b"HELLO %d\n" % n for n in range(20)]
     assert (report.finished, report.idle_closed, report.cut_off) == (20, 0, 0)
+    assert living.is_refused()
+
+
+def test_however_long_the_backlog_is(live: Live) -> None:
+    living = live("sync", waits)
+    clients = [living.connect(b"hello %d\n" % number) for number in range(120)]
+    living.gate.await_one()
+    draining = living.drain_beside()
+    living.gate.open()
+    report, _ = draining.result()
+    assert [until_end(client) for client in clients] == [b"HELLO %d\n" % n for n in range(120)]
+    assert (report.finished, report.idle_closed, report.cut_off) == (120, 0, 0)
+
+
+def test_what_had_ended_before_does_not_count(live: Live, flavour: str) -> None:
+    living = live(flavour, answers)
+    for _ in range(3):
+        assert until_end(living.connect(b"hello\n")) == b"HELLO\n"
+    wait_until(lambda: living.server._fastsock.ledger.active == 0)
+    report, _ = living.drain(TIMEOUT)
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_one_that_was_idle_and_does_not_end_is_cut_off(live: Live, flavour: str) -> None:
+    def handle(handler: Any) -> None:
+        echo(handler)
+        handler.gate.wait()
+
+    living = live(flavour, handle)
+    client = living.connect()
+    assert living.ask(client, b"hello\n") == b"hello\n"
+    living.await_state("idle")
+    draining = living.drain_beside(0.3)
+    living.gate.await_one()
+    report, _ = draining.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 1)
+
+
+def test_who_is_interrupted_cuts_off_what_is_left(live: Live) -> None:
+    living = live("threading", answers)
+    client = living.connect()
+    living.await_active(1)
+
+    def interrupt() -> None:
+        wait_until(lambda: living.server._fastsock.draining)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = Background(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        living.server.drain()
+    interrupting.result()
+    assert until_end(client) == b""
     assert living.is_refused()
 
 
@@ -116,6 +171,22 @@ def test_what_was_sent_before_is_still_answered(live: Live, flavour: str) -> Non
     draining.result()
     assert until_end(client) == b"wait\nmore\n"
     assert living.server.stats().failed == 0
+
+
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_the_rest_of_a_line_is_waited_for(live: Live, flavour: str) -> None:
+    """Though the line before it, with which the first part has come, was answered."""
+    living = live(flavour, echo)
+    client = living.connect(b"wait\nhalf a")
+    living.gate.await_one()
+    draining = living.drain_beside(TIMEOUT)
+    living.gate.open()
+    assert client.recv(100) == b"wait\n"
+    living.await_state("reading")
+    client.sendall(b" line\n")
+    assert until_end(client) == b"half a line\n"
+    report, _ = draining.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (1, 0, 0)
 
 
 def test_one_that_has_sent_nothing_has_until_the_deadline(live: Live, flavour: str) -> None:
@@ -174,7 +245,7 @@ def test_what_is_stuck_is_left_at_the_deadline(live: Live, flavour: str) -> None
     assert 0.3 <= seconds <= 0.3 + LATE
     assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 1)
     assert until_end(client) == b""
-    assert living.is_refused()
+    wait_until(living.is_refused)  # by a child's copy of the listener, too
 
 
 def test_greenlets_are_unwound_at_the_deadline(live: Live) -> None:
@@ -196,10 +267,13 @@ def test_greenlets_are_unwound_at_the_deadline(live: Live) -> None:
     living.loop.result()  # type: ignore[union-attr]
 
 
-def test_who_waits_for_its_connection_is_not_unwound_but_finds_its_end(live: Live) -> None:
+def test_who_waits_for_its_connection_is_not_unwound_but_finds_its_end(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("greenlet")
     found = []
     living = live("multiplexing", lambda handler: found.append(handler.rfile.read()))
+    monkeypatch.setattr(importlib.import_module("fastsock._drain"), "MOMENT", TIMEOUT)
     living.connect()
     living.await_active(1)
     living.drain(0.1)
@@ -230,7 +304,9 @@ def test_children_get_sigterm(live: Live) -> None:
     assert os.WTERMSIG(status) == 15
 
 
-@pytest.mark.parametrize("attributes", [{}, {"reuse_threads": False}], ids=str)
+@pytest.mark.parametrize(
+    "attributes", [{}, {"daemon_threads": True}, {"reuse_threads": False}], ids=str
+)
 @pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
 def test_datagrams_that_have_come_are_served(
     live: Live, flavour: str, transport: str, attributes: dict[str, Any]
@@ -256,6 +332,30 @@ def test_datagrams_that_have_come_are_served(
         assert found == [b"%d" % number for number in range(5)]
         assert (report.finished, report.idle_closed, report.cut_off) == (5, 0, 0)
         assert living.server.socket.fileno() == -1
+
+
+@pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
+def test_datagrams_may_be_answered_when_the_loop_has_ended(live: Live, transport: str) -> None:
+    def handle(handler: Any) -> None:
+        handler.gate.wait()
+        handler.request[1].sendto(handler.request[0], handler.client_address)
+
+    living = live("threading", handle, transport)
+    client = living.connect(b"hello")
+    living.gate.await_one()
+    draining = living.drain_beside()
+    wait_until(lambda: not living.server._fastsock.is_served)
+    living.gate.open()
+    assert client.recv(10) == b"hello"
+    assert draining.result()[0].finished == 1
+
+
+def test_a_datagram_that_is_stuck_is_cut_off(live: Live, flavour: str) -> None:
+    living = live(flavour, lambda handler: handler.gate.wait(), "UDP")
+    living.connect(b"hello")
+    living.gate.await_one()
+    report, _ = living.drain(0.2)
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 0, 1)
 
 
 def test_without_a_loop_the_backlog_is_served_too(live: Live, flavour: str) -> None:
@@ -329,6 +429,22 @@ def test_so_is_a_handler_in_a_thread_of_its_own(live: Live, attributes: dict[str
 
     living = live("threading", handle, daemon_threads=True, **attributes)
     assert until_end(living.connect()) == b"told"
+
+
+@pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
+def test_so_is_a_handler_of_handle_request(live: Live, flavour: str) -> None:
+    if flavour == "multiplexing":
+        pytest.importorskip("greenlet")
+
+    def handle(handler: Any) -> None:
+        with pytest.raises(RuntimeError, match="drain"):
+            handler.server.drain()
+        handler.wfile.write(b"told")
+
+    living = live(flavour, handle, serves=False)
+    client = living.connect()
+    living.server.handle_request()
+    assert until_end(client) == b"told"
 
 
 def test_so_is_a_hook_of_the_loop(live: Live) -> None:

@@ -51,6 +51,47 @@ def test_a_request_that_cannot_be_taken(caplog: Any) -> None:
         assert "none is left" in record.getMessage()
 
 
+def failing(times: int) -> Any:
+    def get_request(self: Any) -> Any:
+        request, address = fastsock.TCPServer.get_request(self)
+        if self.failures < times:
+            self.failures += 1
+            request.close()
+            raise OSError(errno.EMFILE, "none is left")
+        return request, address
+
+    return get_request
+
+
+def test_not_each_time_it_cannot(caplog: Any) -> None:
+    begin = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING, "fastsock"),
+        served("threading", echo, get_request=failing(4), failures=0) as server,
+    ):
+        for _ in range(4):
+            with connect(server) as client:
+                assert receive(client) == b""
+        hang_up(talk(server))
+    assert server.stats().accept_errors == {errno.EMFILE: 4}
+    assert 1 <= len(caplog.records) <= 1 + (time.monotonic() - begin) / 5
+
+
+@pytest.mark.once("of the clock, and seconds long")
+def test_but_again_after_five_seconds(caplog: Any) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "fastsock"),
+        served("threading", echo, get_request=failing(2), failures=0) as server,
+    ):
+        for count in (1, 2):
+            with connect(server) as client:
+                assert receive(client) == b""
+            wait_until(lambda count=count: len(caplog.records) == count)
+            if count == 1:
+                time.sleep(5.1)
+        hang_up(talk(server))
+
+
 def test_a_handler_that_holds_the_loop(caplog: Any) -> None:
     def handle(self: Any) -> None:
         self.wfile.write(self.rfile.readline())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import http.client
@@ -18,12 +19,12 @@ import pytest
 from books import echo, live, served, server_class, stats_when, talk
 from support import Background, connect, hang_up, receive
 
-import fastsock
-
 prometheus_client = pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+import fastsock.metrics  # noqa: E402
+from fastsock._stats import Stats  # noqa: E402
 from fastsock.metrics import Collector  # noqa: E402
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -132,6 +133,55 @@ def test_what_is_scraped(scraping: Any) -> None:
         assert bounds == sorted(set(bounds))
         assert 0 < value(samples, "fastsock_request_duration_seconds_sum") < 20
         client.close()
+
+
+def test_each_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name."""
+    numbers: dict[str, Any] = {
+        field.name: float(number) for number, field in enumerate(dataclasses.fields(Stats), 1)
+    }
+    numbers.update(refused={"a": 101}, timed_out={"b": 102}, accept_errors={errno.ENFILE: 103})
+    numbers["latencies"] = ((0.5, 3), (float("inf"), 4))
+    monkeypatch.setattr(fastsock.metrics, "stats_of", lambda *server: Stats(**numbers))
+    with server_class("sync")(("127.0.0.1", 0), fastsock.BaseRequestHandler) as server:
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(Collector(server))
+        samples, _ = parsed(prometheus_client.generate_latest(registry).decode())
+    names = {
+        "connections_accepted_total": "accepted",
+        "connections_active": "active",
+        "connections_peak": "peak",
+        "requests_finished_total": "finished",
+        "requests_failed_total": "failed",
+        "start_failures_total": "start_failures",
+        "received_bytes_total": "bytes_in",
+        "sent_bytes_total": "bytes_out",
+        "datagrams_received_total": "datagrams_in",
+        "datagrams_sent_total": "datagrams_out",
+        "datagrams_truncated_total": "datagrams_truncated",
+        "datagrams_dropped_total": "datagrams_dropped",
+        "threads_busy": "threads_busy",
+        "threads_idle": "threads_idle",
+        "threads_peak": "threads_peak",
+        "children": "children",
+        "longest_running_seconds": "longest_running",
+        "request_duration_seconds_sum": "latency_sum",
+    }
+    expected = {f"fastsock_{name}": numbers[figure] for name, figure in names.items()}
+    assert {name: value(samples, name) for name in expected} == expected
+    rest = {name.removeprefix("fastsock_") for name in samples.keys() - expected.keys()}
+    assert rest == {
+        "requests_refused_total",
+        "timeouts_total",
+        "accept_errors_total",
+        "request_duration_seconds_bucket",
+        "request_duration_seconds_count",
+    }
+    assert value(samples, "fastsock_requests_refused_total", reason="a") == 101
+    assert value(samples, "fastsock_timeouts_total", deadline="b") == 102
+    assert value(samples, "fastsock_accept_errors_total", errno="ENFILE") == 103
+    assert value(samples, "fastsock_request_duration_seconds_bucket", le="0.5") == 3
+    assert value(samples, "fastsock_request_duration_seconds_bucket", le="+Inf") == 7
 
 
 def test_datagrams_and_children(scraping: Any) -> None:

@@ -198,6 +198,27 @@ def test_a_signal_before_the_loop_has_begun(programs: Programs) -> None:
     assert found.out == "DrainReport(finished=0, idle_closed=0, cut_off=0)\n"
 
 
+def test_a_signal_before_the_loop_is_begun(programs: Programs) -> None:
+    """It is not begun."""
+    found = programs.run_script(
+        """
+        import os, signal
+        import fastsock
+
+        def getsignal(number):
+            if number == signal.SIGTERM:  # the function for SIGINT is there already
+                os.kill(os.getpid(), signal.SIGINT)
+            return before(number)
+
+        server = fastsock.TCPServer(("127.0.0.1", 0), fastsock.BaseRequestHandler)
+        before, signal.getsignal = signal.getsignal, getsignal
+        print(fastsock.run(server), server.fileno())
+        """
+    )
+    assert found.status == 0, found.err
+    assert found.out == "DrainReport(finished=0, idle_closed=0, cut_off=0) -1\n"
+
+
 def test_another_error_before_the_loop_has_begun(programs: Programs) -> None:
     found = programs.run_script(
         """

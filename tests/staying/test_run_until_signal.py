@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from living import LATE, Living, until_end
@@ -155,6 +156,12 @@ def test_shutdown_ends_it_too(live: Live, fastsock_dir: str | None) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def main_thread_sleeps() -> bool:
+    """A signal that came right before a handler waits, in that thread, would not wake it."""
+    stat = Path(f"/proc/self/task/{os.getpid()}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
 def test_several_servers(live: Live, flavour: str) -> None:
     living = [live(flavour, lambda handler: handler.rfile.read(), serves=False) for _ in range(2)]
     clients = [one.connect(b"hello") for one in living]
@@ -163,6 +170,9 @@ def test_several_servers(live: Live, flavour: str) -> None:
         living[0].await_active(1)
         if flavour != "sync":
             living[1].await_active(1)
+        if flavour != "forking":
+            living[0].await_state("reading")
+        wait_until(main_thread_sleeps)
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: living[1].server._fastsock.draining)
         for client in clients:
@@ -172,6 +182,72 @@ def test_several_servers(live: Live, flavour: str) -> None:
     report = living[0].module.run(*(one.server for one in living), drain_timeout=TIMEOUT)
     interrupting.result()
     assert (report.finished, report.cut_off) == (2, 0)
+
+
+def test_a_report_of_several(live: Live) -> None:
+    def handle(handler: Any) -> None:
+        for line in handler.rfile:
+            handler.wfile.write(line)
+            if line == b"stuck\n":
+                handler.gate.wait()
+
+    living = [live("threading", handle, serves=False) for _ in range(2)]
+
+    def interrupt() -> None:
+        idle = [one.connect(b"hello\n") for one in living]
+        stuck = [one.connect(b"stuck\n") for one in living]
+        assert [client.recv(10) for client in idle + stuck] == [b"hello\n"] * 2 + [b"stuck\n"] * 2
+        for one in living:
+            one.await_state("idle")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert [until_end(client) for client in idle] == [b"", b""]
+        for one in living:
+            wait_until(lambda one=one: one.server._fastsock.ledger.active == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    interrupting = Background(interrupt)
+    report = living[0].module.run(*(one.server for one in living), drain_timeout=None)
+    interrupting.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 2, 2)
+
+
+def test_further_signals_leave_a_handler_that_goes_on(programs: Programs) -> None:
+    """In the main thread."""
+    process = programs.script("""
+        import threading, time
+        import fastsock
+
+        class Handler(fastsock.BaseRequestHandler):
+            def handle(self):
+                for _ in range(3):
+                    try:
+                        print("stuck", flush=True)
+                        time.sleep(60)
+                    except BaseException as error:
+                        print("left", isinstance(error, Exception), flush=True)
+
+        def watch():
+            while not server._fastsock.draining:
+                time.sleep(0.001)
+            print("drains", flush=True)
+
+        with fastsock.TCPServer(("127.0.0.1", 0), Handler) as server:
+            print(server.server_address[1], flush=True)
+            threading.Thread(target=watch, daemon=True).start()
+            print(fastsock.run(server, drain_timeout=None).cut_off)
+    """)
+    assert process.stdout is not None
+    with socket.create_connection(("127.0.0.1", int(process.stdout.readline())), TIMEOUT):
+        assert process.stdout.readline() == "stuck\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "drains\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.readline() == "left False\n"
+            assert process.stdout.readline() == "stuck\n"
+        process.send_signal(signal.SIGTERM)
+        ended = end(process)
+    assert (ended.status, ended.out) == (0, "left False\n1\n"), ended
 
 
 def test_it_is_for_the_main_thread(live: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from typing import Any
@@ -38,6 +39,19 @@ def test_a_connection(flavour: str) -> None:
         assert 0 < stats.latency_sum < TIMEOUT
         (bound,) = [bound for bound, count in stats.latencies if count]
         assert bound / 2.1 < stats.latency_sum < bound
+
+
+@flavours("threading", "forking", "multiplexing")
+def test_the_peak_stays(flavour: str) -> None:
+    with served(flavour, echo) as server:
+        clients = [talk(server) for _ in range(3)]
+        for client in clients:
+            hang_up(client)
+        stats_when(server, lambda stats: stats.finished == 3)
+        client = talk(server)
+        stats = server.stats()
+        assert (stats.active, stats.peak) == (1, 3)
+        hang_up(client)
 
 
 @flavours()
@@ -122,6 +136,33 @@ def test_accept_errors_by_errno() -> None:
         assert server.stats().accept_errors == {errno.ENFILE: 1}
 
 
+def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise OSError(errno.EAGAIN, "no more")
+
+    with served("forking", echo) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fork", fork)
+            with connect(server) as client:
+                assert receive(client) == b""
+        hang_up(talk(server))
+        stats = stats_when(server, lambda stats: stats.finished == 2)
+        assert (stats.start_failures, stats.failed, stats.accepted) == (1, 1, 2)
+
+
+@flavours("threading", "multiplexing")
+def test_the_oldest_runs_longest(flavour: str) -> None:
+    with served(flavour, echo) as server:
+        first = talk(server)
+        (oldest,) = server.connections
+        wait_until(lambda: oldest.seconds > 0.05)
+        second = talk(server)
+        at_least = oldest.seconds
+        assert at_least <= server.stats().longest_running <= oldest.seconds
+        hang_up(first)
+        hang_up(second)
+
+
 def test_names_of_deadlines_and_reasons_are_others_to_give() -> None:
     with server_class("sync")(("127.0.0.1", 0), fastsock.BaseRequestHandler) as server:
         ledger = server._fastsock.ledger
@@ -132,7 +173,12 @@ def test_names_of_deadlines_and_reasons_are_others_to_give() -> None:
         assert stats.timed_out == {"idle": 2}
         assert stats.refused == {"max_connections": 1}
         stats.timed_out.clear()
+        stats.refused.clear()
         assert server.stats().timed_out == {"idle": 2}
+        assert server.stats().refused == {"max_connections": 1}
+        ledger.time_out("idle")
+        ledger.refuse("max_connections")
+        assert (stats.timed_out, stats.refused) == ({}, {})
 
 
 # --- datagrams
