@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     drain.add_argument("--working", type=int, default=1000, help="requests that end in time")
     drain.add_argument("--stuck", type=int, default=100, help="requests that do not")
     drain.add_argument("--timeout", type=float, default=2.0, help="seconds, of the drain")
+    drain.add_argument("--late", type=float, default=0.1, help="seconds after it, at most")
     drain.add_argument("--work", type=float, default=1.0, help="seconds that a request takes")
     exits = commands.add_parser("exits", help="interpreters that end while handlers run")
     exits.add_argument("--count", type=int, default=1000)

@@ -82,7 +82,13 @@ class Faulty:
         return self.ask("look")
 
     def descriptors(self) -> int:
-        return len(os.listdir(self.folder / "fd"))
+        """But for two events: a loop's, and what threads make when they first take turns."""
+        found = []
+        for name in os.listdir(self.folder / "fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(self.folder / "fd" / name))
+        events = found.count("anon_inode:[eventfd]")
+        return len(found) - min(events, 2)
 
     def threads(self) -> int:
         return len(os.listdir(self.folder / "task"))

@@ -44,7 +44,8 @@ def test_a_silent_client(live: Live, flavour: str) -> None:
     begun(living)
     assert 0.3 <= end(living) <= 0.3 + LATE
     assert until_end(client) == b""
-    assert not living.server._fastsock.ledger.active
+    collect = getattr(living.server, "collect_children", lambda: None)  # one may take its time
+    wait_until(lambda: collect() or not living.server._fastsock.ledger.active)
 
 
 @pytest.mark.parametrize("flavour", WAITING)

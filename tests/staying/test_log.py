@@ -107,10 +107,14 @@ def test_a_handler_that_holds_the_loop(caplog: Any) -> None:
         client = talk(server)
         address = client.getsockname()
         hang_up(client)
-        wait_until(lambda: caplog.records)
-        record = caplog.records[0]
+
+        def about_it() -> list[Any]:  # on a loaded machine hooks may have been slow, too
+            return [record for record in caplog.records if getattr(record, "peer", "") == address]
+
+        wait_until(about_it)
+        record = about_it()[0]
         assert record.name == "fastsock.multiplexing"
-        assert (record.event, record.peer) == ("held", address)
+        assert record.event == "held"
         assert record.server_address == server.server_address
         assert 0.04 < record.seconds < 20
 

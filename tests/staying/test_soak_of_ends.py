@@ -29,7 +29,7 @@ def long_limit() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "drain --working 200 --stuck 20 --timeout 1 --work 0.3",
+        "drain --working 200 --stuck 20 --timeout 1 --work 0.3 --late 2",
         "exits --count 8",
     ],
 )
