@@ -34,6 +34,7 @@ cdef class Control:
     cdef public object before_sleep  # to be called by the loop, or None
     cdef public object adopt  # to be called with each request before the hooks, or None
     cdef unsigned long taking  # the leader's thread while it takes a request, or 0
+    cdef unsigned long handling  # the thread that is in handle_request(); 0: none
     cdef public int draining  # how often it is drained just now
     cdef public long left  # requests that a loop which drains may still take; -1: it has ended
     cdef public unsigned long long forked  # children that were given a request

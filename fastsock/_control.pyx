@@ -198,7 +198,8 @@ cdef class Control:
 
     def takes_here(self):
         """Whether this thread takes a request in the loop's place just now."""
-        return self.taking != 0 and self.taking == PyThread_get_thread_ident()
+        cdef unsigned long here = PyThread_get_thread_ident()
+        return self.taking == here or self.handling == here
 
     def bound(self, sock):
         """This process has bound the socket: until it forks no other can accept from it."""

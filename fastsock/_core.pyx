@@ -576,7 +576,9 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
     cdef Pool pool
     cdef Feeder feeder
     cdef Worker feeding = None
+    cdef unsigned long handling = control.handling
     control.singly += 1
+    control.handling = PyThread_get_thread_ident()
     try:
         pool = control.pool
         if pool is not None:
@@ -590,6 +592,7 @@ def handle_one(server, Control control not None, Defaults defaults not None, tim
     finally:
         if pool is not None and feeding is not None:
             pool.feeding = feeding
+        control.handling = handling
         control.singly -= 1
 
 

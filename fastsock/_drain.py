@@ -239,6 +239,7 @@ def running(server: Any, control: Control | None) -> int:
     if control is not None:
         ledger = control.ledger  # what children serve is asked of them
         known = ledger.active - sum(child.is_live for child in list(ledger.children.values()))
+        known = max(known, ledger.threads)
     pool = attributes.get("_fastsock_threads")
     if pool is not None:
         known = max(known, pool.running)

@@ -305,7 +305,14 @@ def test_children_get_sigterm(live: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    "attributes", [{}, {"daemon_threads": True}, {"reuse_threads": False}], ids=str
+    "attributes",
+    [
+        {},
+        {"daemon_threads": True},
+        {"reuse_threads": False},
+        {"daemon_threads": True, "reuse_threads": False},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("transport", ["UDP", "UnixDatagram"])
 def test_datagrams_that_have_come_are_served(
@@ -431,7 +438,7 @@ def test_so_is_a_handler_in_a_thread_of_its_own(live: Live, attributes: dict[str
     assert until_end(living.connect()) == b"told"
 
 
-@pytest.mark.parametrize("flavour", ["threading", "multiplexing"])
+@pytest.mark.parametrize("flavour", ["sync", "forking", "threading", "multiplexing"])
 def test_so_is_a_handler_of_handle_request(live: Live, flavour: str) -> None:
     if flavour == "multiplexing":
         pytest.importorskip("greenlet")
