@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import bad_clients, failures
+from . import bad_clients, failures, mixed
 
 
 def main(arguments: list[str]) -> int:
@@ -39,11 +39,14 @@ def main(arguments: list[str]) -> int:
     exits.add_argument("--seed", type=int, default=0)
     bad_clients.add(commands)
     failures.add(commands)
+    mixed.add(commands)
     options = parser.parse_args(arguments)
     if options.command in bad_clients.NAMES:
         return bad_clients.run(options)
     if options.command in failures.NAMES:
         return failures.run(options)
+    if options.command == "mixed":
+        return mixed.run(options)
     if options.command == "drain":
         from .drain import run as run_drain
 
