@@ -275,6 +275,19 @@ class Client:
                     raise Wrong(f"a datagram: {found[:50]!r}, not {data[:50]!r}")
                 self.clients.bytes += len(data)
 
+    async def flurry(self) -> None:
+        """Many datagrams at once; at a quiet moment."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(self.kind.address)
+            sent = [b"%d" % number for number in range(20)]
+            for data in sent:
+                await loop.sock_sendall(sock, data)
+            found = [await asyncio.wait_for(loop.sock_recv(sock, 99), 10) for _ in sent]
+            if sorted(found) != sorted(sent):
+                raise Wrong(f"datagrams: {found}")
+
     async def held(self) -> None:
         """One of a burst."""
         await self.connect()

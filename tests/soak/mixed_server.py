@@ -229,8 +229,8 @@ class All:
         self.past[name].update(found)
 
     def balance(self, name: str, found: dict[str, int]) -> None:
-        unserved = found["accepted"] - found["finished"]
-        if found["active"] or (name != "udp" and unserved not in (0, found["refused"])):
+        served = found["finished"] + found["refused"]
+        if found["active"] or (name != "udp" and found["accepted"] != served):
             self.wrong.append(f"{name} has counted {found}")
 
     def peak(self, name: str) -> int:
