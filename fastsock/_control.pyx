@@ -533,6 +533,7 @@ cdef int turn_away(object server, Control control, Defaults defaults, object req
                    object client_address, str reason) except -1:
     """Close a connection that was accepted, and is one too many."""
     hook = getattr(server, "connection_refused", None)
+    control.ledger.accepted += 1
     control.ledger.refuse(reason)
     try:
         if callable(hook):

@@ -200,10 +200,13 @@ def test_a_million(programs: Programs, flood: Path, implementation: str) -> None
 
 def test_quick_handlers_need_few_threads(programs: Programs, flood: Path) -> None:
     sent = 100_000
-    ended = programs.run_script(PROGRAM, "fastsock", "Threading", flood, str(sent), "200000")
-    facts = facts_of(ended)
-    check_all_accounted_for(facts, sent)
-    assert facts["threads"] <= 80 and facts["tasks"] <= 80, facts
+    for _ in range(3):  # on a machine that gives threads no time none is quick
+        ended = programs.run_script(PROGRAM, "fastsock", "Threading", flood, str(sent), "200000")
+        facts = facts_of(ended)
+        check_all_accounted_for(facts, sent)
+        if facts["threads"] <= 80 and facts["tasks"] <= 80:
+            return
+    pytest.fail(f"three times: {facts}")
 
 
 def test_a_thousand_handlers_that_wait_for_each_other(programs: Programs) -> None:

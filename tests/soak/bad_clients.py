@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     unread = commands.add_parser("unread", help="clients that ask for much and never read")
     unread.add_argument("--clients", type=int, default=500)
     unread.add_argument("--deadline", type=float, default=5.0)
-    for parser in (slow, unread):
+    for parser in (shortage, slow, unread):
         parser.add_argument(
             "--allowance", type=float, default=1.0, help="ms that a p99 may be beyond twice another"
         )

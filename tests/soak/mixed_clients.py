@@ -157,8 +157,8 @@ class Client:
 
     async def victim(self) -> None:
         """Some time its connection is closed, by the server's program."""
-        await self.connect(VICTIMS)
         with contextlib.suppress(OSError):
+            await self.connect(VICTIMS)
             for _ in range(30):
                 await self.send(self.line())
                 await self.take_all()
@@ -274,6 +274,19 @@ class Client:
                 if found != data:
                     raise Wrong(f"a datagram: {found[:50]!r}, not {data[:50]!r}")
                 self.clients.bytes += len(data)
+
+    async def flurry(self) -> None:
+        """Many datagrams at once; at a quiet moment."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(self.kind.address)
+            sent = [b"%d" % number for number in range(20)]
+            for data in sent:
+                await loop.sock_sendall(sock, data)
+            found = [await asyncio.wait_for(loop.sock_recv(sock, 99), 10) for _ in sent]
+            if sorted(found) != sorted(sent):
+                raise Wrong(f"datagrams: {found}")
 
     async def held(self) -> None:
         """One of a burst."""

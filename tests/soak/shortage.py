@@ -91,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
             wrong.append(f"{row['']}: {row['CPU %']} % of a core")
         if row["log lines"] > options.seconds / 5 + 3:
             wrong.append(f"{row['']}: {row['log lines']} log lines")
-        if row["p99 meanwhile, ms"] > 2 * row["p99 before, ms"] + 1:
+        if row["p99 meanwhile, ms"] > 2 * row["p99 before, ms"] + options.allowance:
             wrong.append(f"{row['']}: p99 from {row['p99 before, ms']} to ...")
-        if float(row["served after, ms"].split()[-1]) > 50:
+        if float(row["served after, ms"].split()[-1]) > 49 + options.allowance:
             wrong.append(f"{row['']}: served after {row['served after, ms']} ms")
     return verdict(wrong)

@@ -358,6 +358,7 @@ def test_those_beyond_are_rejected(live: Live, several: str) -> None:
         assert is_closed(client)
         assert refused.pop() == (client.getsockname(), "max_connections")
     assert ledger(living).refused == {"max_connections": 3}
+    assert ledger(living).accepted == 2 + 3  # as of any that is taken and refused
     first[0].close()
     wait_until(lambda: ledger(living).active == 1)
     is_served(living, living.connect())

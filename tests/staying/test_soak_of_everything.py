@@ -11,4 +11,4 @@ pytestmark = pytest.mark.once("of clients, and seconds long")
 
 def test_in_short() -> None:
     pytest.importorskip("greenlet")
-    soak("mixed", "--minutes", "0.07", "--rate", "60")
+    soak("mixed", "--minutes", "0.05", "--rate", "60")
