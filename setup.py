@@ -10,6 +10,7 @@ FASTSOCK_INCREMENTAL
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -32,18 +33,37 @@ CFLAGS = ["-O0", "-g3", "-UNDEBUG"] if DEBUG else ["-O2"]
 INCREMENTAL = os.environ.get("FASTSOCK_INCREMENTAL", "") not in ("", "0")
 
 
-class BuildWhatChanged(build_ext):
-    """distutils compiles all sources of an extension if one of them has changed."""
+class Build(build_ext):
+    """Compiles the sources of an extension beside each other, which distutils does in turn."""
 
     def build_extension(self, ext):
-        compile_one = self.compiler._compile
+        compile_one, compile_all = self.compiler._compile, self.compiler.compile
 
-        def compile_if_newer(target, source, *arguments):
-            if not os.path.exists(target) or os.path.getmtime(target) <= os.path.getmtime(source):
-                compile_one(target, source, *arguments)
+        def compile_beside(*arguments, **keywords):
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                begun = []
+                self.compiler._compile = lambda *one: begun.append(
+                    pool.submit(self.compile, compile_one, *one)
+                )
+                objects = compile_all(*arguments, **keywords)
+            for each in begun:
+                each.result()
+            return objects
 
-        self.compiler._compile = compile_if_newer
-        super().build_extension(ext)
+        self.compiler.compile = compile_beside
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile, self.compiler.compile = compile_one, compile_all
+
+    def compile(self, compile_one, target, source, *arguments):
+        # Otherwise all sources of an extension are compiled if one of them has changed.
+        if not (
+            INCREMENTAL
+            and os.path.exists(target)
+            and os.path.getmtime(target) > os.path.getmtime(source)
+        ):
+            compile_one(target, source, *arguments)
 
 
 def cythonized(package):
@@ -74,5 +94,5 @@ setup(
         ),
         *cythonized("fastsock.bench"),
     ],
-    cmdclass={"build_ext": BuildWhatChanged} if INCREMENTAL else {},
+    cmdclass={"build_ext": Build},
 )
