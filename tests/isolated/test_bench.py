@@ -77,18 +77,31 @@ def test_every_scenario_on_both(programs: Programs, scenario: str) -> None:
         text = found.path.read_text().replace("IDLE = 9000", "IDLE = 300")
         assert "IDLE = 300" in text
         extra = ("--add", programs.write(f"{scenario}.py", text.replace("QUICK = False\n", "")))
-    ended = bench(
-        programs, *BOTH, "--quick", "--rounds", "1", "--seconds", "0.5", "--json", *extra, scenario
-    )
-    assert ended.status == 0, ended
-    run = _results.from_json(ended.out)
-    left_out = [one for one in run.left_out if not one.why.endswith("--quick")]
-    quick = {number for number in found.connections if number <= 100}
-    check(
-        _results.Run(run.machine, run.settings, run.scenarios, run.measurements, left_out),
-        scenario,
-        quick,
-    )
+    for last in (False, False, True):  # half a second may be too short for it beside other tests
+        ended = bench(
+            programs,
+            *BOTH,
+            "--quick",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.5",
+            "--json",
+            *extra,
+            scenario,
+        )
+        assert ended.status == 0, ended
+        run = _results.from_json(ended.out)
+        left_out = [one for one in run.left_out if not one.why.endswith("--quick")]
+        quick = {number for number in found.connections if number <= 100}
+        done = _results.Run(run.machine, run.settings, run.scenarios, run.measurements, left_out)
+        try:
+            check(done, scenario, quick)
+        except AssertionError:
+            if last:
+                raise
+        else:
+            return
 
 
 def test_the_table_says_how_it_was_measured(programs: Programs) -> None:
