@@ -259,7 +259,7 @@ def test_not_within_one(live: Live, flavour: str, receive: str) -> None:
     results = attempts.results()
     assert results[0] not in (IDLE, FIRST)
     assert results[1:] == [b"x", IDLE]
-    assert 0.1 <= attempts.seconds()[2] < LATER
+    assert 0.05 <= attempts.seconds()[2] < LATER
 
 
 def test_a_read_that_was_begun_within_another_begins_idle(live: Live, here: str) -> None:
@@ -359,7 +359,7 @@ def test_what_others_send_meanwhile_counts_too(
         time.sleep(SOON)
         OTHERS[other](living.server, requests[0])
     assert attempts.results() == [IDLE]
-    assert attempts.seconds()[0] >= 4.5 * SOON
+    assert attempts.seconds()[0] >= 4 * SOON
     assert client.recv(100) == b"tick" * 3
 
 
@@ -509,7 +509,7 @@ def test_a_peer_that_does_not_read(live: Live, flavour: str, write: str, which: 
     client = living.connect()
     begin = time.monotonic()
     assert attempts.results() == [which]
-    assert attempts.seconds()[0] >= SOON
+    assert attempts.seconds()[0] >= SOON / 2
     # The end of the handler does not wait for the peer once more.
     wait_until(lambda: living.server._fastsock.ledger.active == 0)
     assert time.monotonic() - begin < LATER
@@ -637,7 +637,7 @@ def test_what_is_held_back_is_taken_late(live: Live) -> None:
         if select.select([client], [], [], 0.05)[0]:
             client.recv(1 << 20)
     assert attempts.results() == [IDLE]
-    assert attempts.seconds()[0] >= 4.5 * SOON
+    assert attempts.seconds()[0] >= 4 * SOON
 
 
 def fill(connection: Any) -> None:
@@ -899,7 +899,7 @@ def test_a_connection_of_another_loop_s_task_to_which_others_send(live: Live) ->
     time.sleep(SOON)
     lent[0].sendall(b"tick")
     assert attempts.results() == [IDLE]
-    assert attempts.seconds()[0] >= 2.5 * SOON
+    assert attempts.seconds()[0] >= 2 * SOON
     lender.gate.open()
 
 
