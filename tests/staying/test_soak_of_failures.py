@@ -42,8 +42,9 @@ def long_limit() -> Iterator[None]:
         (command, kind)
         for command in COMMANDS
         for kind in KINDS
-        # Of threads that are reused few have to be started: the short form may find none to fail.
-        if (command, kind) not in (("faults", "forking"), ("starts", "sync"), ("starts", "threading"))
+        # Of threads that are reused few are started: the short form may find none to fail.
+        if (command, kind)
+        not in (("faults", "forking"), ("starts", "sync"), ("starts", "threading"))
     ],
 )
 def test_in_short(command: str, kind: str) -> None:
