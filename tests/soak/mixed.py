@@ -301,7 +301,8 @@ class Soak:
                 break
             await self.touch()  # it may be less than it was
             await self.gone()
-        if holds != self.before:
+        # Fewer are no leak: on a busy machine a touch may not make all that is made once.
+        if any(now > before for now, before in zip(holds, self.before, strict=True)):
             self.wrong.append(
                 f"after {self.now():.0f} s: {holds}, {self.before} at the start; "
                 f"{self.server.descriptors()}, {self.kinds_before} at the start"
@@ -381,6 +382,10 @@ class Soak:
         for line in [line for line in lines if line.strip() and " has gone: " not in line][:5]:
             print(f"    {line}")
         refused = sum(one.get("refused", 0) for one in counted.values())
+        if self.clients.count["stalls"]:  # who is late may be given up before it has a byte
+            refused += sum(
+                one.get("timed out", 0) for name, one in counted.items() if self.kinds[name].rejects
+            )
         if self.clients.count["one too many"] > refused:
             self.wrong.append(f"{self.clients.count['one too many']} clients were refused")
         if failures := sum(one.get("not taken", 0) for one in counted.values()):

@@ -224,7 +224,7 @@ class Client:
         ending = asyncio.ensure_future(self.reader.read(1))
         try:
             with contextlib.suppress(ConnectionError):
-                while not ending.done():
+                while not ending.done() and not self.writer.is_closing():
                     self.writer.write(b"x")
                     await self.writer.drain()
                     await asyncio.wait([ending], timeout=0.05 + 0.3 * self.dice.random())
@@ -243,7 +243,7 @@ class Client:
         await self.connect(buffer=4096)
         data = b"".join(self.line(3000) for _ in range(20))
         with contextlib.suppress(ConnectionError):
-            while True:
+            while not self.writer.is_closing():
                 self.writer.write(data)
                 await self.writer.drain()
 

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Any
 
-from .faulted import Faulty, library
+from .faulted import PATIENCE, Faulty, library
 from .staying import show, verdict
 
 MOST = 4  # max_threads, where there is that
@@ -44,6 +44,13 @@ def is_answered(client: socket.socket) -> bool:
         return False
 
 
+def alone(server: Faulty, threads: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while server.threads() > threads:
+        if time.monotonic() > end:
+            raise SystemExit(f"soak: {server}: its threads do not end")
+
+
 def measure(name: str, shim: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     implementation, kind, call, attributes = SERVERS[name]
     server = Faulty(implementation, kind, "works", shim, **attributes)
@@ -69,6 +76,8 @@ def measure(name: str, shim: str, options: argparse.Namespace) -> tuple[dict[str
                     served += 1
                 else:
                     closed += 1
+            if kind == "threading":  # one that rests would be used again: none is started
+                alone(server, before[1])
         found = server.look()
         injected = found["injected"][call]
         if injected >= options.times or served > 20 * options.times:

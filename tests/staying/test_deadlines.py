@@ -137,8 +137,8 @@ def test_whatever_receives(live: Live, flavour: str, receive: str, which: str) -
     )  # fmt: skip
     assert until_end(living.connect()) == b""
     assert attempts.results() == [which]
-    # The time of a request runs from before the handler does.
-    assert (0.01 if which == WHOLE else 0.05) <= attempts.seconds()[0] < LATER
+    # The time runs from before the handler's own clock does.
+    assert 0.01 <= attempts.seconds()[0] < LATER
     assert living.server._fastsock.ledger.timed_out == {which: 1}
 
 
@@ -326,8 +326,8 @@ def test_who_goes_on_has_the_time_again(live: Live, here: str) -> None:
     living.gate.open()
     assert attempts.results() == [FIRST, FIRST, b"late", IDLE, IDLE]
     seconds = attempts.seconds()
-    assert min(seconds[0], seconds[1]) >= 0.9 * SOON / 2
-    assert seconds[4] >= 2 * 0.9 * SOON
+    assert min(seconds[0], seconds[1]) >= SOON / 4
+    assert seconds[4] >= SOON
     assert living.server._fastsock.ledger.timed_out == {FIRST: 1}  # the connection, once
 
 

@@ -42,9 +42,7 @@ def long_limit() -> Iterator[None]:
         (command, kind)
         for command in COMMANDS
         for kind in KINDS
-        # Of threads that are reused few are started: the short form may find none to fail.
-        if (command, kind)
-        not in (("faults", "forking"), ("starts", "sync"), ("starts", "threading"))
+        if (command, kind) not in (("faults", "forking"), ("starts", "sync"))
     ],
 )
 def test_in_short(command: str, kind: str) -> None:
