@@ -1,6 +1,6 @@
 from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
-from fastsock._hooks cimport Defaults
+from fastsock._hooks cimport Defaults, Hooks
 from fastsock._ledger cimport Ledger
 
 
@@ -17,6 +17,7 @@ cdef class Wakeup:
 
 cdef class Control:
     cdef readonly Ledger ledger
+    cdef Hooks hooks
     cdef object _stop
     cdef unsigned long stopped_by  # the thread that asked for it last
     cdef list wakeups  # of the loops that serve this server
@@ -57,6 +58,7 @@ cdef class Control:
     cdef void resume(self) noexcept
     cdef bint has_datagrams(self, object server, Defaults defaults) except -1
     cdef bint find_datagrams(self, object server, Defaults defaults) except -1
+    cdef bint has_fileno(self, object server, Defaults defaults) except -1
     cdef unsigned int waiting(self) except? 0
     cdef int end_batch(self) except -1
     cdef bint limit(self, object server) except -1
@@ -68,7 +70,7 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
 cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
                            object client_address) except -1
 cdef bint begins_natively(object server, Control control) except -1
-cdef bint accepts_natively(object server, Defaults defaults) except -1
+cdef bint accepts_natively(object server, Defaults defaults, unsigned int looked) except -1
 cdef int serves(object server, bint begins) except -1
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0
 cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,

@@ -30,13 +30,40 @@ from fastsock._datagram cimport (
     send_gathered,
     take,
 )
-from fastsock._hooks cimport Defaults, is_of_class, untouched
+from fastsock._hooks cimport (
+    ACCEPT,
+    CLOSE,
+    CLOSE_DATAGRAM,
+    FILENO,
+    FINISH,
+    PROCESS,
+    PROMPT,
+    RECEIVE,
+    SHUTDOWN,
+    SHUTDOWN_DATAGRAM,
+    THREAD_PROCESS,
+    THREAD_TARGET,
+    TRUNCATED,
+    UNLIMITED,
+    UNLIMITED_PER_PEER,
+    VERIFY,
+    Defaults,
+    Hooks,
+    untouched,
+)
 from fastsock._deadlines import DeadlineError
 from fastsock._ledger cimport Ledger, Record
 from fastsock._limits cimport gate_of, refusal, unlimited
 from fastsock._log import report
 from fastsock._inbox cimport BATCH, Inbox
 from fastsock._worker cimport Pool
+
+cdef enum:
+    # Of one request, by when they are needed.
+    TAKING = ACCEPT | RECEIVE | UNLIMITED | UNLIMITED_PER_PEER
+    SERVING = VERIFY | PROCESS | THREAD_PROCESS | FINISH
+    ENDING = SHUTDOWN | CLOSE | PROMPT
+    ENDING_DATAGRAM = SHUTDOWN_DATAGRAM | CLOSE_DATAGRAM
 
 cdef enum:
     SHORTEST_PAUSE = 10 * MILLISECOND
@@ -133,6 +160,7 @@ cdef class Control:
 
     def __init__(self):
         self.ledger = Ledger()
+        self.hooks = Hooks()
         self._stop = False
         self.wakeups = []
         self.accept_errors = {}
@@ -283,18 +311,22 @@ cdef class Control:
         if source is None:
             return False
         if (server.socket is source and self.held is None
-                and untouched(server, "fileno", defaults.fileno)
+                and self.has_fileno(server, defaults)
                 and inbox_of(source).waiting()):
             return self.paused_until == 0 or self.paused_until <= monotonic()
         return False
 
     cdef bint find_datagrams(self, object server, Defaults defaults) except -1:
         """As has_datagrams(), also of what the loop of another server has received ahead."""
-        if self.source is None and untouched(server, "fileno", defaults.fileno):
+        if self.source is None and self.has_fileno(server, defaults):
             sock = server.socket
             if type(sock) is defaults.datagram_socket and inbox_of(sock).waiting():
                 self.source = sock
         return self.has_datagrams(server, defaults)
+
+    cdef bint has_fileno(self, object server, Defaults defaults) except -1:
+        """Whether its fileno() is that of its socket."""
+        return untouched(server, defaults, self.hooks.look(server, defaults, FILENO), FILENO)
 
     cdef unsigned int waiting(self) except? 0:
         """How many datagrams wait that were received ahead."""
@@ -342,12 +374,14 @@ cdef unsigned int batch_size(object server, Control control, Defaults defaults) 
     same socket would be idle meanwhile, and a child process would serve them once more.
     """
     cdef Inbox inbox = inbox_of(server.socket)
+    cdef unsigned int looked
     if (len(control.wakeups) != 1 or control.singly or not control.is_own(server.socket)
             or inbox.watched or _is_served_twice(server, inbox)
-            or not untouched(server, "fileno", defaults.fileno)):
+            or not control.has_fileno(server, defaults)):
         return 1
-    if (untouched(server, "process_request", defaults.process_request)
-            or (untouched(server, "process_request", defaults.thread_request)
+    looked = control.hooks.look(server, defaults, PROCESS | THREAD_PROCESS)
+    if (untouched(server, defaults, looked, PROCESS)
+            or (untouched(server, defaults, looked, THREAD_PROCESS)
                 and type(getattr(server, "max_threads", None)) is not int)):
         return BATCH
     return 1
@@ -381,9 +415,9 @@ cdef bint _is_served_twice(object server, Inbox inbox) except -1:
     return False
 
 
-cdef bint accepts_natively(object server, Defaults defaults) except -1:
+cdef bint accepts_natively(object server, Defaults defaults, unsigned int looked) except -1:
     """Whether accept4() on the descriptor of its socket is all that get_request() would do."""
-    return (untouched(server, "get_request", defaults.accept)
+    return (untouched(server, defaults, looked, ACCEPT)
             and can_accept(server.socket))
 
 
@@ -402,8 +436,12 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
     cdef unsigned long long failed_starts = control.start_failures
     cdef bint by_core = False
     cdef bint limited = False
+    cdef bint verified
     cdef size_t length = 0
+    cdef unsigned int looked = 0
     try:
+        if accepted == NULL:
+            looked = control.hooks.look(server, defaults, TAKING)
         if accepted != NULL:
             by_core = True
             try:
@@ -413,8 +451,8 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                     _sys.close(accepted.descriptor)
                 raise
             taken = accept_connection(source, defaults.connection, accepted)
-        elif polled and untouched(server, "get_request", defaults.accept):
-            limited = not unlimited(server)
+        elif polled and untouched(server, defaults, looked, ACCEPT):
+            limited = not unlimited(server, looked)
             if limited and control.limit(server):
                 return False
             source = server.socket
@@ -426,7 +464,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
                 taken = accept_connection(source, defaults.connection, &own)
             else:
                 taken = server.get_request()
-        elif polled and untouched(server, "get_request", defaults.receive):
+        elif polled and untouched(server, defaults, looked, RECEIVE):
             source = server.socket
             size = server.max_packet_size
             if type(source) is defaults.datagram_socket and can_take(source, size):
@@ -438,7 +476,7 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             else:
                 taken = server.get_request()
         else:
-            limited = not unlimited(server)
+            limited = not unlimited(server, looked)
             if limited and polled and control.limit(server):
                 return False
             taken = server.get_request()
@@ -469,12 +507,16 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
             control.adopt(request)
         if length > 0 and length > <size_t> len(request[0]):
             control.truncated += 1
-            if not accepts_truncated(server, defaults, request, length, client_address):
+            if not accepts_truncated(server, control, defaults, request, length, client_address):
                 refuse_entered(control, request, "handle_truncated")
                 server.shutdown_request(request)
                 return True
-        verified = (untouched(server, "verify_request", defaults.verify_request)
-                    or bool(server.verify_request(request, client_address)))
+        looked = control.hooks.look(server, defaults, SERVING)
+        if untouched(server, defaults, looked, VERIFY):
+            verified = True
+        else:
+            verified = bool(server.verify_request(request, client_address))
+            looked = control.hooks.look(server, defaults, SERVING)
     except BaseException:
         give_up(server, control, request)
         raise
@@ -483,10 +525,9 @@ cdef bint dispatch_one(object server, Control control, Defaults defaults, bint p
         give_up(server, control, request)
         return True
     try:
-        if untouched(server, "process_request", defaults.process_request):
-            _process(server, control, defaults, request, client_address)
-        elif control.pool is not None and untouched(server, "process_request",
-                                                    defaults.thread_request):
+        if untouched(server, defaults, looked, PROCESS):
+            _process(server, control, defaults, request, client_address, looked)
+        elif control.pool is not None and untouched(server, defaults, looked, THREAD_PROCESS):
             pool = <Pool> control.pool
             # Not while more is to be dispatched before the loop's next poll.
             pool.deferring = defer and (control.source is None
@@ -532,6 +573,7 @@ cdef int give_up(object server, Control control, object request) except -1:
 cdef int turn_away(object server, Control control, Defaults defaults, object request,
                    object client_address, str reason) except -1:
     """Close a connection that was accepted, and is one too many."""
+    cdef unsigned int looked
     hook = getattr(server, "connection_refused", None)
     control.ledger.accepted += 1
     control.ledger.refuse(reason)
@@ -539,10 +581,11 @@ cdef int turn_away(object server, Control control, Defaults defaults, object req
         if callable(hook):
             hook(client_address, reason)
     finally:
-        if not untouched(server, "shutdown_request", defaults.shutdown_request):
+        looked = control.hooks.look(server, defaults, ENDING)
+        if not untouched(server, defaults, looked, SHUTDOWN):
             server.shutdown_request(request)
         elif (type(request) is defaults.connection  # whatever lingering_close says: the loop waits
-                and untouched(server, "close_request", defaults.close_request)):
+                and untouched(server, defaults, looked, CLOSE)):
             end_connection(request)
             control.released()
         else:
@@ -564,21 +607,22 @@ cdef object take_datagram(object server, Control control, Defaults defaults, obj
         control.source = source
         control.ledger.ended_at = monotonic()
         if (getattr(server, "gather_replies", False)
-                and untouched(server, "process_request", defaults.process_request)):
+                and untouched(server, defaults, control.hooks.look(server, defaults, PROCESS),
+                              PROCESS)):
             inbox.gatherer = PyThread_get_thread_ident()
     return taken
 
 
-cdef bint accepts_truncated(object server, Defaults defaults, object request, size_t length,
-                            object client_address) except -1:
-    if untouched(server, "handle_truncated", defaults.handle_truncated):
+cdef bint accepts_truncated(object server, Control control, Defaults defaults, object request,
+                            size_t length, object client_address) except -1:
+    if untouched(server, defaults, control.hooks.look(server, defaults, TRUNCATED), TRUNCATED):
         return True
     hook = getattr(server, "handle_truncated", None)
     return hook is None or bool(hook(request[0], length, client_address))
 
 
 cdef inline int _process(object server, Control control, Defaults defaults, object request,
-                         object client_address) except -1:
+                         object client_address, unsigned int looked) except -1:
     """BaseServer.process_request() and what it calls, as far as that is untouched too."""
     cdef Ledger ledger = control.ledger
     cdef bint timed = type(request) is tuple
@@ -587,7 +631,7 @@ cdef inline int _process(object server, Control control, Defaults defaults, obje
         # Of those that were received together each begins when the one before has ended.
         begun = monotonic() if control.source is None else ledger.ended_at
         ledger.began_at = begun
-    if untouched(server, "finish_request", defaults.finish_request):
+    if untouched(server, defaults, looked, FINISH):
         server.RequestHandlerClass(request, client_address, server)
     else:
         server.finish_request(request, client_address)
@@ -618,7 +662,8 @@ cpdef bint begin_in_thread(object server, Control control, Defaults defaults, ob
     threads = server._threads
     daemon = bool(server.daemon_threads)
     name = None
-    if untouched(server, "process_request_thread", defaults.thread_target):
+    if untouched(server, defaults, control.hooks.look(server, defaults, THREAD_TARGET),
+                 THREAD_TARGET):
         target = _finish_in_thread
         arguments = (server, control, defaults, request, client_address)
     else:
@@ -658,7 +703,7 @@ def _finish_in_thread(server, Control control, Defaults defaults, request, clien
     """ThreadingMixIn.process_request_thread(), and what it calls as far as that is untouched."""
     cdef nanoseconds begun = monotonic() if type(request) is tuple else 0
     try:
-        if untouched(server, "finish_request", defaults.finish_request):
+        if untouched(server, defaults, control.hooks.look(server, defaults, FINISH), FINISH):
             server.RequestHandlerClass(request, client_address, server)
         else:
             server.finish_request(request, client_address)
@@ -672,17 +717,19 @@ def _finish_in_thread(server, Control control, Defaults defaults, request, clien
 
 cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1:
     """Call shutdown_request(); of a plain connection and untouched hooks, do what they would."""
+    cdef bint is_datagram = type(request) is tuple
+    cdef unsigned int looked = control.hooks.look(
+        server, defaults, ENDING_DATAGRAM if is_datagram else ENDING)
     if (type(request) is defaults.connection
-            and untouched(server, "shutdown_request", defaults.shutdown_request)
-            and untouched(server, "close_request", defaults.close_request)
-            and (is_of_class(server, "lingering_close", False)
-                 or getattr(server, "lingering_close", None) is not True)):
+            and untouched(server, defaults, looked, SHUTDOWN)
+            and untouched(server, defaults, looked, CLOSE)
+            and (looked & PROMPT or getattr(server, "lingering_close", None) is not True)):
         end_connection(request)
         control.released()
         return 0
-    if not (type(request) is tuple  # there is nothing to end
-            and untouched(server, "shutdown_request", defaults.shutdown_datagram)
-            and untouched(server, "close_request", defaults.close_datagram)):
+    if not (is_datagram  # there is nothing to end
+            and untouched(server, defaults, looked, SHUTDOWN_DATAGRAM)
+            and untouched(server, defaults, looked, CLOSE_DATAGRAM)):
         control.ledger.ending(request)
         server.shutdown_request(request)
     over(control, request)

@@ -24,7 +24,16 @@ from fastsock._control cimport (
 from fastsock._datagram cimport descriptor_of
 from fastsock._limits cimport Gate, gate_of, unlimited
 from fastsock._hub cimport Hub
-from fastsock._hooks cimport Defaults, untouched
+from fastsock._hooks cimport (
+    ACCEPT,
+    ACTIONS,
+    FILENO,
+    NOBLOCK,
+    UNLIMITED,
+    UNLIMITED_PER_PEER,
+    Defaults,
+    untouched,
+)
 from fastsock._leader cimport Leadership, readable
 from fastsock._waiter cimport fail
 from fastsock._worker cimport (
@@ -77,11 +86,11 @@ cdef nanoseconds _interval(object seconds) except -2:
 cdef int _descriptor(object server, Control control, Defaults defaults,
                      bint must_be_valid) except -2:
     """The descriptor to poll, with the errors of selectors.BaseSelector.register()."""
-    if (control.source is not None and server.socket is control.source
-            and untouched(server, "fileno", defaults.fileno)):
+    cdef bint is_default = control.has_fileno(server, defaults)
+    if control.source is not None and is_default and server.socket is control.source:
         return descriptor_of(control.source)  # its fileno() is for those who poll by themselves
     try:
-        number = int(server.fileno())
+        number = int(server.socket.fileno() if is_default else server.fileno())
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"Invalid file object: {server!r}") from None
     if number < 0:
@@ -448,7 +457,8 @@ cdef class Loop:
                         control.held = None
                         if len(control.wakeups) > 1:
                             control.wake()  # of the others each may have missed the event
-                    if not unlimited(entry.server):
+                    if not unlimited(entry.server, control.hooks.look(
+                            entry.server, self.defaults, UNLIMITED | UNLIMITED_PER_PEER)):
                         control.limit(entry.server)
                     took = True
             elif events & _sys.POLLNVAL:
@@ -464,7 +474,7 @@ cdef class Loop:
                 entry.broken_until = 0
             if took or (entry.actions_at != NEVER and monotonic() >= entry.actions_at):
                 entry.watch_muted = False
-                entry.server.service_actions()
+                entry.server.service_actions()  # also the default: who traces the loop sees it
                 if control.source is None:
                     pass
                 elif len(self.entries) == 1 and (control.pool is None or self.without_leader
@@ -495,7 +505,8 @@ cdef class Loop:
             waiting = entry.control.waiting()
             if not self.dispatch(entry):
                 break
-            if not untouched(entry.server, "service_actions", self.defaults.service_actions):
+            if not untouched(entry.server, self.defaults, entry.control.hooks.look(
+                    entry.server, self.defaults, ACTIONS), ACTIONS):
                 entry.server.service_actions()
             if entry.control.waiting() >= waiting:
                 break  # another get_request() has been put in place, which takes something else
@@ -517,25 +528,28 @@ cdef class Loop:
 
     cdef bint accepts(self, _Entry entry) except -1:
         """Whether to accept right after the poll."""
-        return (untouched(entry.server, "_handle_request_noblock",
-                          self.defaults.handle_request_noblock)
-                and accepts_natively(entry.server, self.defaults)
-                and unlimited(entry.server)
+        cdef unsigned int looked = entry.control.hooks.look(
+            entry.server, self.defaults, NOBLOCK | ACCEPT | UNLIMITED | UNLIMITED_PER_PEER)
+        return (untouched(entry.server, self.defaults, looked, NOBLOCK)
+                and accepts_natively(entry.server, self.defaults, looked)
+                and unlimited(entry.server, looked)
                 and entry.server.socket.fileno() == self.polled[1].fd)
 
     cdef bint dispatch(self, _Entry entry) except -1:
         cdef Accepted *accepted = &self.accepted if self.has_accepted else NULL
         cdef bint defer, drains
         cdef nanoseconds now
-        if accepted == NULL and not untouched(entry.server, "_handle_request_noblock",
-                                              self.defaults.handle_request_noblock):
+        cdef unsigned int looked = entry.control.hooks.look(
+            entry.server, self.defaults,
+            NOBLOCK if entry.control.pool is None else NOBLOCK | ACTIONS | FILENO)
+        if accepted == NULL and not untouched(entry.server, self.defaults, looked, NOBLOCK):
             entry.control.left -= entry.control.draining != 0
             entry.server._handle_request_noblock()
             return True
         # Nothing but the poll follows, so the thread of the request need not be woken before.
         defer = (entry.control.pool is not None and self.wait is None and len(self.entries) == 1
-                 and untouched(entry.server, "service_actions", self.defaults.service_actions)
-                 and untouched(entry.server, "fileno", self.defaults.fileno))
+                 and untouched(entry.server, self.defaults, looked, ACTIONS)
+                 and untouched(entry.server, self.defaults, looked, FILENO))
         self.has_accepted = False
         drains = entry.control.draining != 0  # from before it, not since it has begun
         entry.control.left -= drains
@@ -611,7 +625,8 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
         slots[1].fd = -1
         until = deadline
         gate = None
-        if not unlimited(server):
+        if not unlimited(server, control.hooks.look(server, defaults,
+                                                    UNLIMITED | UNLIMITED_PER_PEER)):
             try:
                 gate = gate_of(server, control.ledger)
                 if gate is not None and control.before_sleep is not None:
@@ -652,7 +667,8 @@ cdef tuple _handle_one(object server, Control control, Defaults defaults, object
         elif ready > 0 and gate is not None:
             gate.is_over()
         elif ready > 0:
-            if not untouched(server, "_handle_request_noblock", defaults.handle_request_noblock):
+            if not untouched(server, defaults, control.hooks.look(server, defaults, NOBLOCK),
+                             NOBLOCK):
                 return True, server._handle_request_noblock()
             if dispatch_one(server, control, defaults, True, NULL, False, 1):
                 if control.pool is not None:

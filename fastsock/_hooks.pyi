@@ -2,8 +2,13 @@ from collections.abc import Callable
 from typing import Any
 
 class Defaults:
-    thread_request: Callable[..., Any]
-    thread_target: Callable[..., Any]
+    @property
+    def thread_target(self) -> Callable[..., Any]: ...
+    def set_threads(
+        self,
+        process_request: Callable[..., Any],
+        process_request_thread: Callable[..., Any],
+    ) -> None: ...
     def __init__(
         self,
         *,

@@ -9,30 +9,57 @@ from cpython.ref cimport PyObject
 
 cdef extern from *:
     """
-    /* Whether an attribute of an object is a function of its class and nothing in the object hides
-     * that: a lookup that makes no bound method, which is most of what the usual one costs. -1
-     * where Python code, or another kind of object, has a say in that. */
-    static int fastsock_is_of_class(PyObject *object, PyObject *name, PyObject *function) {
-        PyTypeObject *type = Py_TYPE(object);
-        PyObject *own;
-        int hidden;
+    /* What the attributes of these names are in a class, a bit for each that is this value; the
+     * highest where Python code, or another kind of object, has a say in what its objects have. */
+    static unsigned int fastsock_of_class(PyTypeObject *type, PyObject *names, PyObject *values) {
+        unsigned int found = 0;
+        Py_ssize_t index;
         if (type->tp_getattro != PyObject_GenericGetAttr)
-            return -1;
-        if (_PyType_Lookup(type, name) != function)
-            return 0;
-        own = PyObject_GenericGetDict(object, NULL);
+            return 1u << 30;
+        for (index = 0; index < PyTuple_GET_SIZE(names); index++)
+            if (_PyType_Lookup(type, PyTuple_GET_ITEM(names, index))
+                == PyList_GET_ITEM(values, index))
+                found |= 1u << index;
+        return found;
+    }
+
+    /* Of those bits the ones whose names the object has no attribute of its own to hide. */
+    static unsigned int fastsock_not_hidden(PyObject *object, PyObject *names, unsigned int bits) {
+        PyObject *own = PyObject_GenericGetDict(object, NULL);
+        unsigned int rest;
         if (own == NULL) {
             PyErr_Clear();
-            return -1;
+            return 0;
         }
-        hidden = PyDict_Contains(own, name);
+        for (rest = bits; rest; rest &= rest - 1) {
+            int hidden = PyDict_Contains(own, PyTuple_GET_ITEM(names, __builtin_ctz(rest)));
+            if (hidden) {
+                bits &= ~(rest & -rest);
+                if (hidden < 0)
+                    PyErr_Clear();
+            }
+        }
         Py_DECREF(own);
-        if (hidden < 0)
-            PyErr_Clear();
-        return hidden == 0;
+        return bits;
     }
+
+    #define fastsock_version(object) (Py_TYPE(object)->tp_version_tag)
     """
-    int fastsock_is_of_class(object instance, object name, object function)
+    ctypedef struct PyTypeObject:
+        pass
+    PyTypeObject *Py_TYPE(object instance)
+    unsigned int fastsock_of_class(PyTypeObject *type, tuple names, list values)
+    unsigned int fastsock_not_hidden(object instance, tuple names, unsigned int bits)
+    unsigned int fastsock_version(object instance)
+    int first_bit "__builtin_ctz"(unsigned int bits) noexcept
+
+# In the order of the bits of Hook.
+cdef tuple _NAMES = (
+    "get_request", "get_request", "verify_request", "process_request", "process_request",
+    "process_request_thread", "finish_request", "shutdown_request", "close_request",
+    "shutdown_request", "close_request", "_handle_request_noblock", "service_actions", "fileno",
+    "handle_truncated", "lingering_close", "max_connections", "max_connections_per_peer",
+)
 
 
 cdef class Defaults:
@@ -43,48 +70,63 @@ cdef class Defaults:
     and close_request; shutdown_datagram, close_datagram, handle_truncated: those of the datagram
     servers.
     connection: the class of what is accepted; datagram_socket: of what a datagram server receives
-    from. thread_request is ThreadingMixIn.process_request, which is set later. pair: a Python
-    function that unpacks what an overridden get_request returned, with Python's own error
-    messages.
+    from. pair: a Python function that unpacks what an overridden get_request returned, with
+    Python's own error messages.
     """
 
     def __init__(self, *, accept, receive, verify_request, process_request, finish_request,
                  handle_request_noblock, shutdown_request, close_request, service_actions,
                  fileno, connection, datagram_socket, shutdown_datagram, close_datagram,
                  handle_truncated, pair):
-        self.accept = accept
-        self.receive = receive
-        self.verify_request = verify_request
-        self.process_request = process_request
-        self.finish_request = finish_request
-        self.handle_request_noblock = handle_request_noblock
-        self.shutdown_request = shutdown_request
-        self.close_request = close_request
-        self.service_actions = service_actions
-        self.fileno = fileno
+        self.values = [
+            accept, receive, verify_request, process_request, self, self, finish_request,
+            shutdown_request, close_request, shutdown_datagram, close_datagram,
+            handle_request_noblock, service_actions, fileno, handle_truncated, False, None, None,
+        ]
         self.connection = connection
         self.datagram_socket = datagram_socket
-        self.shutdown_datagram = shutdown_datagram
-        self.close_datagram = close_datagram
-        self.handle_truncated = handle_truncated
         self.pair = pair
 
+    def set_threads(self, process_request, process_request_thread):
+        """Those of ThreadingMixIn; until then there are none."""
+        self.values[first_bit(THREAD_PROCESS)] = process_request
+        self.values[first_bit(THREAD_TARGET)] = process_request_thread
 
-cdef bint untouched(object server, str name, object function) except -1:
-    """Whether a method of the server is the given function, bound to it.
+    @property
+    def thread_target(self):
+        return self.values[first_bit(THREAD_TARGET)]
 
-    True of no instance attribute, no override and no patched class, whenever they were made.
+
+cdef class Hooks:
+    """Which hooks of one server are the defaults. What its class has is looked up anew when that
+    has changed, or is another class: a version of a type is given to one state of one type.
+    """
+
+    cdef unsigned int look(self, object server, Defaults defaults, unsigned int hooks) noexcept:
+        """Which of these attributes are the defaults; or ASK, where Python code has a say.
+
+        True of no instance attribute, no override and no patched class, whenever they were made;
+        until other code runs.
+        """
+        cdef unsigned int version = fastsock_version(server)
+        if version == 0 or version != self.version:
+            self.of_class = fastsock_of_class(Py_TYPE(server), _NAMES, defaults.values)
+            self.version = fastsock_version(server)  # which the lookup gives it
+        if self.of_class & ASK:
+            return ASK
+        hooks &= self.of_class
+        return fastsock_not_hidden(server, _NAMES, hooks) if hooks else 0
+
+
+cdef bint untouched(object server, Defaults defaults, unsigned int looked, Hook hook) except -1:
+    """Whether a hook is its default; looked: what ``Hooks.look()`` has said.
+
     Raises what a lookup of the attribute raises.
     """
-    cdef int known = fastsock_is_of_class(server, name, function)
-    if known >= 0:
-        return known == 1
-    return _is_bound(getattr(server, name), server, function)
-
-
-cdef bint is_of_class(object server, str name, object value) noexcept:
-    """Whether an attribute is this object, found in the class; false also where it may be so."""
-    return fastsock_is_of_class(server, name, value) == 1
+    if looked & ASK:
+        return _is_bound(getattr(server, _NAMES[first_bit(hook)]), server,
+                         defaults.values[first_bit(hook)])
+    return looked & hook != 0
 
 
 cdef bint _is_bound(object method, object server, object function) noexcept:

@@ -46,7 +46,7 @@ cdef class Leadership(Feeder):
     cdef bint appoint(self) except -1
     cdef bint permits(self, Worker worker) except -1
     cdef bint take(self, Worker worker, Accepted *accepted) except -1
-    cdef bint takes_natively(self, object server) except -1
+    cdef bint takes_natively(self, object server, unsigned int looked) except -1
     cdef bint take_datagram(self, Worker worker) except -1
     cdef int resign(self) except -1
     cdef int check(self) except -1

@@ -33,7 +33,20 @@ from fastsock._control cimport (
     dispatch_one,
 )
 from fastsock._datagram cimport can_take, descriptor_of, inbox_of
-from fastsock._hooks cimport Defaults, untouched
+from fastsock._hooks cimport (
+    ACCEPT,
+    ACTIONS,
+    FILENO,
+    NOBLOCK,
+    RECEIVE,
+    THREAD_PROCESS,
+    TRUNCATED,
+    UNLIMITED,
+    UNLIMITED_PER_PEER,
+    VERIFY,
+    Defaults,
+    untouched,
+)
 from fastsock._inbox cimport BATCH
 from fastsock._limits cimport unlimited
 from fastsock._turn cimport await_turn, turn_over
@@ -250,32 +263,36 @@ cdef class Leadership(Feeder):
         cdef Control control = self.control
         cdef Defaults defaults = self.defaults
         server = self.server
+        cdef unsigned int looked = control.hooks.look(
+            server, defaults,
+            NOBLOCK | ACCEPT | RECEIVE | TRUNCATED | VERIFY | THREAD_PROCESS | ACTIONS | FILENO
+            | UNLIMITED | UNLIMITED_PER_PEER)
         return (not control._stop and control.draining == 0 and control.held is None
                 and control.watched is None
                 and control.paused_until == 0
                 and control.singly == 0 and len(control.wakeups) == 1
                 and worker.pool is control.pool and worker.fits(bool(server.daemon_threads))
-                and untouched(server, "_handle_request_noblock", defaults.handle_request_noblock)
-                and self.takes_natively(server)
-                and untouched(server, "verify_request", defaults.verify_request)
-                and untouched(server, "process_request", defaults.thread_request)
+                and untouched(server, defaults, looked, NOBLOCK)
+                and self.takes_natively(server, looked)
+                and untouched(server, defaults, looked, VERIFY)
+                and untouched(server, defaults, looked, THREAD_PROCESS)
                 and begins_natively(server, control)
-                and unlimited(server)
-                and untouched(server, "service_actions", defaults.service_actions)
-                and untouched(server, "fileno", defaults.fileno))
+                and unlimited(server, looked)
+                and untouched(server, defaults, looked, ACTIONS)
+                and untouched(server, defaults, looked, FILENO))
 
-    cdef bint takes_natively(self, object server) except -1:
+    cdef bint takes_natively(self, object server, unsigned int looked) except -1:
         """Whether get_request() has no say, and nobody but this server takes from the socket."""
         cdef Defaults defaults = self.defaults
-        if accepts_natively(server, defaults):
+        if accepts_natively(server, defaults, looked):
             self.inbox = None
             self.ahead = False
             return self.control.is_own(server.socket)
         sock = server.socket
         if (type(sock) is not defaults.datagram_socket
-                or not untouched(server, "get_request", defaults.receive)
+                or not untouched(server, defaults, looked, RECEIVE)
                 or not can_take(sock, server.max_packet_size)
-                or not untouched(server, "handle_truncated", defaults.handle_truncated)
+                or not untouched(server, defaults, looked, TRUNCATED)
                 or batch_size(server, self.control, defaults) != BATCH):
             return False
         self.inbox = inbox_of(sock)

@@ -65,11 +65,7 @@ cdef tuple _DOING = ("working", "idle", "reading", "writing")
 
 @cython.no_gc_clear  # it takes itself off its ledger's list, also when the collector drops it
 cdef class Record:
-    """A request that is under way."""
-
-    def __dealloc__(self):
-        if self.ledger is not None:
-            self.end()
+    """A request that is under way. Each subclass ends it when it is freed, before all else."""
 
     cdef void end(self) noexcept:
         """The request is over; for any number of times."""

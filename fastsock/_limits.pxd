@@ -1,7 +1,7 @@
 from fastsock._ledger cimport Ledger
 
 
-cdef bint unlimited(object server) except -1
+cdef bint unlimited(object server, unsigned int looked) except -1
 cdef object refusal(object server, Ledger ledger, object peer)
 cdef object gate_of(object server, Ledger ledger)
 

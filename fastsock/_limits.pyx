@@ -7,6 +7,7 @@ program may have such an attribute for something else.
 from libc.string cimport memcmp, memset
 
 from fastsock cimport _sys
+from fastsock._hooks cimport UNLIMITED, UNLIMITED_PER_PEER
 from fastsock._ledger cimport Ledger
 
 cdef extern from "Python.h":
@@ -15,40 +16,12 @@ cdef extern from "Python.h":
 cdef extern from "arpa/inet.h" nogil:
     int inet_pton(int family, const char *text, void *address)
 
-cdef extern from *:
-    """
-    /* Whether two attributes are None in the class, and nothing in the object hides that; -1 where
-     * Python code has a say in it. */
-    static int fastsock_both_none(PyObject *object, PyObject *one, PyObject *other) {
-        PyTypeObject *type = Py_TYPE(object);
-        PyObject *own;
-        int hidden;
-        if (type->tp_getattro != PyObject_GenericGetAttr)
-            return -1;
-        if (_PyType_Lookup(type, one) != Py_None || _PyType_Lookup(type, other) != Py_None)
-            return 0;
-        own = PyObject_GenericGetDict(object, NULL);
-        if (own == NULL) {
-            PyErr_Clear();
-            return -1;
-        }
-        hidden = PyDict_Contains(own, one);
-        if (hidden == 0)
-            hidden = PyDict_Contains(own, other);
-        Py_DECREF(own);
-        if (hidden < 0)
-            PyErr_Clear();
-        return hidden == 0;
-    }
-    """
-    int fastsock_both_none(object instance, str one, str other)
-
 cdef bytes _MAPPED = b"\0" * 10 + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
-cdef bint unlimited(object server) except -1:
-    """Whether there is no limit; a lookup that costs less than two of Python's."""
-    if fastsock_both_none(server, "max_connections", "max_connections_per_peer") == 1:
+cdef bint unlimited(object server, unsigned int looked) except -1:
+    """Whether there is no limit; looked: what ``Hooks.look()`` has said of the two."""
+    if looked & UNLIMITED and looked & UNLIMITED_PER_PEER:
         return True
     return not _limit(server, "max_connections") and not _limit(server, "max_connections_per_peer")
 

@@ -501,8 +501,7 @@ def _pool_of(server: Any) -> _worker.Pool:
     return pool
 
 
-_DEFAULTS.thread_request = ThreadingMixIn.process_request
-_DEFAULTS.thread_target = ThreadingMixIn.process_request_thread
+_DEFAULTS.set_threads(ThreadingMixIn.process_request, ThreadingMixIn.process_request_thread)
 
 
 class ForkingTCPServer(ForkingMixIn, TCPServer):

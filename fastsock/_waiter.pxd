@@ -1,4 +1,6 @@
-from fastsock._clock cimport nanoseconds
+cimport cython
+
+from fastsock._clock cimport NEVER, nanoseconds
 from fastsock._deadlines cimport Deadlines
 from fastsock._ledger cimport Record, flag
 
@@ -40,8 +42,28 @@ cdef class Endpoint(Record):
     cdef bint is_whole_over(self) noexcept
     cdef nanoseconds write_begun(self) noexcept
     cdef int overdue(self, bint writing, nanoseconds begun) except -1
-    cdef void came(self, Py_ssize_t count) noexcept
-    cdef void went(self, Py_ssize_t count, bint whole) noexcept
+
+    # Of every receive and send:
+    @cython.final
+    cdef inline void came(self, Py_ssize_t count) noexcept:
+        self.received += <size_t> count
+        if count > 0:
+            self.answered = False
+            if self.deadlines is not None:
+                self.deadlines.first_by = NEVER
+                self.deadlines.moved()
+
+    @cython.final
+    cdef inline void went(self, Py_ssize_t count, bint whole) noexcept:
+        """whole: all that there was to be sent."""
+        self.sent += <size_t> count
+        self.answered = True
+        if self.deadlines is not None:
+            if count > 0:
+                self.deadlines.moved()
+            if whole:
+                self.deadlines.stuck = False
+
     cdef bint is_between_messages(self, int descriptor) noexcept
     cdef int send_behind(self, object connection) except -1
 

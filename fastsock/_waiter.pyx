@@ -127,24 +127,6 @@ cdef class Endpoint(Record):
             self.check(writing, begun)
         raise TimeoutError("timed out")
 
-    cdef void came(self, Py_ssize_t count) noexcept:
-        self.received += <size_t> count
-        if count > 0:
-            self.answered = False
-        if self.deadlines is not None and count > 0:
-            self.deadlines.first_by = NEVER
-            self.deadlines.moved()
-
-    cdef void went(self, Py_ssize_t count, bint whole) noexcept:
-        """whole: all that there was to be sent."""
-        self.sent += <size_t> count
-        self.answered = True
-        if self.deadlines is not None:
-            if count > 0:
-                self.deadlines.moved()
-            if whole:
-                self.deadlines.stuck = False
-
     cdef bint is_between_messages(self, int descriptor) noexcept:
         """Whether nothing of a next message has come, as far as can be known."""
         return False
