@@ -1,4 +1,3 @@
-from fastsock._accept cimport Accepted
 from fastsock._clock cimport nanoseconds
 from fastsock._hooks cimport Defaults, Hooks
 from fastsock._ledger cimport Ledger
@@ -64,14 +63,5 @@ cdef class Control:
     cdef bint limit(self, object server) except -1
 
 
-cpdef int failed(object server, Control control, object request,
-                 object client_address) except -1
-cdef int shut_down(object server, Control control, Defaults defaults, object request) except -1
-cpdef bint begin_in_thread(object server, Control control, Defaults defaults, object request,
-                           object client_address) except -1
-cdef bint begins_natively(object server, Control control) except -1
-cdef bint accepts_natively(object server, Defaults defaults, unsigned int looked) except -1
 cdef int serves(object server, bint begins) except -1
 cdef unsigned int batch_size(object server, Control control, Defaults defaults) except 0
-cdef bint dispatch_one(object server, Control control, Defaults defaults, bint polled,
-                       Accepted *accepted, bint defer, unsigned int most) except -1

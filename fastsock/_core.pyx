@@ -14,14 +14,9 @@ from libc.stdlib cimport free, realloc
 from fastsock cimport _sys
 from fastsock._clock cimport MILLISECOND, NEVER, monotonic, nanoseconds, sooner
 from fastsock._accept cimport Accepted, accept_from
-from fastsock._control cimport (
-    Control,
-    Wakeup,
-    accepts_natively,
-    dispatch_one,
-    serves,
-)
+from fastsock._control cimport Control, Wakeup, serves
 from fastsock._datagram cimport descriptor_of
+from fastsock._dispatch cimport accepts_natively, dispatch_one
 from fastsock._limits cimport Gate, gate_of, unlimited
 from fastsock._hub cimport Hub
 from fastsock._hooks cimport (

@@ -24,15 +24,9 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from fastsock cimport _sys
 from fastsock._accept cimport Accepted, accept_from
 from fastsock._clock cimport MILLISECOND, SECOND, monotonic, nanoseconds, sooner
-from fastsock._control cimport (
-    Control,
-    Wakeup,
-    accepts_natively,
-    batch_size,
-    begins_natively,
-    dispatch_one,
-)
+from fastsock._control cimport Control, Wakeup, batch_size
 from fastsock._datagram cimport can_take, descriptor_of, inbox_of
+from fastsock._dispatch cimport accepts_natively, begins_natively, dispatch_one
 from fastsock._hooks cimport (
     ACCEPT,
     ACTIONS,

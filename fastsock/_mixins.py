@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 
 from fastsock import _plain, _threads, _worker
 from fastsock._children import Children
-from fastsock._control import (
-    Control,
+from fastsock._control import Control
+from fastsock._datagram_socket import sent_by
+from fastsock._dispatch import (
     begin_in_child,
     begin_in_thread,
     end_request,
@@ -19,7 +20,6 @@ from fastsock._control import (
     give_to_child,
     timed,
 )
-from fastsock._datagram_socket import sent_by
 from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
 

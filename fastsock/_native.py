@@ -25,6 +25,7 @@ MODULES = frozenset(
         "_deadlines",
         "_descriptors",
         "_direct",
+        "_dispatch",
         "_ending",
         "_genuine",
         "_hooks",

@@ -19,13 +19,14 @@ from fastsock import _core, _plain
 from fastsock._accept import unpatched
 from fastsock._channel import adopt
 from fastsock._connection import GENUINE, Connection
-from fastsock._control import Control, dispatch
+from fastsock._control import Control
 from fastsock._datagram_socket import (
     DatagramCounts,
     DatagramSocket,
     counts_of,
     make_socket,
 )
+from fastsock._dispatch import dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report

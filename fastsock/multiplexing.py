@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from fastsock import _guests, _hubs, _tls
 from fastsock._connection import Connection
-from fastsock._control import timed
 from fastsock._cooperative import Spawned, create_connection, sleep, spawn, to_thread, wait
+from fastsock._dispatch import timed
 from fastsock._hub import Hub
 from fastsock._hubs import Tasks
 from fastsock._mixins import _begin, _close_timeout, _control_of, _end_request, _failed
