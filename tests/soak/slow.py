@@ -62,7 +62,7 @@ class Attackers(threading.Thread):
                 with contextlib.suppress(OSError):  # of which the poller tells
                     known[0].send(b"x")
                 heapq.heappush(due, (when + 1.0, descriptor, born))
-            gone = poller.poll(0.01)
+            gone = poller.poll(0.002)  # so many at once as come within that
             missing = len(gone)
             for descriptor, _ in gone:
                 client, born = clients.pop(descriptor)
