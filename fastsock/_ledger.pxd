@@ -29,6 +29,7 @@ cdef class Record:
     cdef flag doing
     cdef flag answered  # nothing has been received since something was sent
     cdef flag woken  # a drain has ended its wait for a next message
+    cdef flag forks  # how often this process, or one it was forked from, had forked (modulo 256)
     # Those of Endpoint, here for their place in memory:
     cdef flag handed_over  # the socket object has the descriptor and the timeout
     cdef flag in_message  # a part of one has been read: what it waits for is the rest
@@ -95,6 +96,7 @@ cdef class Ledger:
     cdef int process  # whose the event is
     cdef int event  # eventfd(2), which is written when so few are left; -1: none
     cdef Py_ssize_t enough  # -1: nobody waits
+    cdef flag forks  # as a record's, when there was no other process's
     cdef readonly dict others  # by id() of a request that is no Connection: its record
     cdef readonly dict children  # by pid: the record of what was given to it
     cdef readonly dict refused  # by reason: how often
@@ -115,4 +117,5 @@ cdef class Ledger:
     cdef int renew_event(self) except -1
     cdef void served(self, nanoseconds begun) noexcept
     cdef void stop(self) noexcept
+    cpdef int after_fork(self) except -1
     cdef int sum_up(self, unsigned long long *received, unsigned long long *sent) except -1

@@ -9,6 +9,7 @@ latest when it is freed.
 """
 
 import _socket
+import os
 import weakref
 
 cimport cython
@@ -60,7 +61,18 @@ cdef extern from *:
 
 cdef object _shutdown = _socket.socket.shutdown
 cdef object _fileno = _socket.socket.fileno
+# How often this process, or one that it was forked from, was forked.
+cdef flag _forks = 0
+
 cdef tuple _DOING = ("working", "idle", "reading", "writing")
+
+
+def _after_fork_in_child():
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @cython.no_gc_clear  # it takes itself off its ledger's list, also when the collector drops it
@@ -137,7 +149,8 @@ cdef class View:
         cdef Record record
         if self.record != NULL:
             record = <Record> self.record
-            record.cut(_sys.SHUT_RDWR)
+            if record.forks == _forks:  # else it is the parent process's affair
+                record.cut(_sys.SHUT_RDWR)
 
     @property
     def is_live(self):
@@ -252,6 +265,7 @@ cdef class Ledger:
         self.enough = -1
 
     def __init__(self):
+        self.forks = _forks
         self.others = {}
         self.children = {}
         self.refused = {}
@@ -266,6 +280,7 @@ cdef class Ledger:
 
     cdef void link(self, Record record) noexcept:
         record.ledger = self
+        record.forks = _forks
         record.newer = NULL
         record.older = self.newest
         if self.newest != NULL:
@@ -471,14 +486,17 @@ cdef class Ledger:
         None of the parent's children is one of this process.
         """
         cdef ChildRecord child
+        if record is None:
+            record = self.others.get(id(request))
+        if record is not None and record.ledger is self:
+            record.forks = _forks  # this process's from now on
         self.enough = -1  # whose event it is, too
+        self.after_fork()
         children, self.children = self.children, {}
         for child in children.values():
             if child.ledger is not None:
                 child.leave()
         self.sum_up(&self.told.received, &self.told.sent)
-        if record is None:
-            record = self.others.get(id(request))
         if record is not None and record.ledger is self:
             # What has come for it before, the parent counts no more.
             self.told.received -= record.received
@@ -495,14 +513,34 @@ cdef class Ledger:
 
     # What is asked.
 
+    cpdef int after_fork(self) except -1:
+        """Leave what the process has begun that this one was forked from: its threads aren't here.
+        """
+        if self.forks != _forks:
+            self.forks = _forks
+            self.records()
+        return 0
+
     def records(self):
-        """Those that are under way, the newest first."""
+        """Those that are under way in this process, the newest first."""
         # Nothing in the loop runs other code: append() allocates no object.
         cdef list found = []
+        cdef list foreign = None
+        cdef Record record
         cdef void *place = self.newest
         while place != NULL:
-            found.append(<Record> place)
+            if (<Record> place).forks == _forks:
+                found.append(<Record> place)
+            else:
+                if foreign is None:
+                    foreign = []
+                foreign.append(<Record> place)
             place = (<Record> place).older
+        if foreign is not None:
+            self.enough = -1  # whose event it is, too
+            for record in foreign:
+                if record.ledger is self:
+                    record.leave()
         return found
 
     cdef int sum_up(self, unsigned long long *received, unsigned long long *sent) except -1:

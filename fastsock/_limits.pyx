@@ -67,6 +67,7 @@ def peer_key(peer):
 
 cdef object refusal(object server, Ledger ledger, object peer):
     """Why a connection that was accepted is to be closed at once; None: it is not."""
+    ledger.after_fork()
     cdef Py_ssize_t most = _limit(server, "max_connections_per_peer")
     if most:
         if ledger.peers is None:
@@ -95,6 +96,7 @@ cdef object gate_of(object server, Ledger ledger):
     Raises OSError of eventfd(2).
     """
     cdef Py_ssize_t most = _limit(server, "max_connections")
+    ledger.after_fork()
     if not most or ledger.active < most or _rejects(server):
         return None
     if ledger.process != _sys.getpid():  # after a fork the event is the parent's

@@ -147,6 +147,7 @@ class LiveConnection:
 def stats_of(server: Any, control: Control) -> Stats:
     """The snapshot of a server."""
     ledger = control.ledger
+    ledger.after_fork()
     keep_children(server, control)
     received, sent = ledger.bytes()
     counts = ledger.latencies()
