@@ -11,6 +11,7 @@ from fastsock._datagram import reply
 from fastsock._datagram_socket import DatagramSocket
 from fastsock._direct import DirectWriter, stand_for
 from fastsock._methods import begin
+from fastsock._names import OF_HANDLERS, give_way
 from fastsock._reader import bound_of, reader_of
 from fastsock._types import (
     TYPE_CHECKING,
@@ -73,6 +74,10 @@ class BaseRequestHandler:
             self.handle()
         finally:
             self.finish()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        give_way(cls, OF_HANDLERS)
 
     def setup(self) -> None:
         """Prepare for ``handle()``. May be overridden; does nothing by default."""

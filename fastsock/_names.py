@@ -1,4 +1,4 @@
-"""The names that servers have here and not in the standard library.
+"""The names that servers and handlers have here and not in the standard library.
 
 Where a program's class has one of them for something of its own, that is what it means, as ever.
 Which of its bases comes first says nothing: with the standard library no other has that name.
@@ -6,7 +6,7 @@ Which of its bases comes first says nothing: with the standard library no other 
 
 from __future__ import annotations
 
-NEW = (
+OF_SERVERS = (
     "broadcast",
     "close_timeout",
     "connection_refused",
@@ -29,14 +29,22 @@ NEW = (
     "tcp_nodelay",
     "thread_idle_timeout",
 )
+OF_HANDLERS = (
+    "first_byte_timeout",
+    "idle_timeout",
+    "max_line_size",
+    "reply_if_empty",
+    "request_timeout",
+    "write_timeout",
+)
 
 
-def give_way(cls: type) -> None:
-    """Have a server class find those of the bases of a program's own that come after ours."""
+def give_way(cls: type, names: tuple[str, ...]) -> None:
+    """Have a class find those of the bases of a program's own that come after ours."""
     lineage = cls.__mro__
     if all(map(_is_ours, lineage[1:-1])):
         return  # object is nobody's
-    for name in NEW:
+    for name in names:
         having = [base for base in lineage if name in vars(base)]
         if having and _is_ours(having[0]):
             for base in having:

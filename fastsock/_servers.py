@@ -30,7 +30,7 @@ from fastsock._dispatch import dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report
-from fastsock._names import give_way
+from fastsock._names import OF_SERVERS, give_way
 from fastsock._serving import _control_of, _loop_runs, _LoopEnded, _serving
 from fastsock._types import (
     TYPE_CHECKING,
@@ -132,7 +132,7 @@ class BaseServer:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        give_way(cls)
+        give_way(cls, OF_SERVERS)
 
     @property
     def __shutdown_request(self) -> bool:

@@ -153,8 +153,10 @@ LAYERS: dict[str, set[str]] = {
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
+    "_names": set(),
     "_handlers": {
         "_bounded",
+        "_names",
         "_methods",
         "_direct",
         "_types",
@@ -169,7 +171,6 @@ LAYERS: dict[str, set[str]] = {
     "_drain": {"_control", "_ending", "_types"},
     "_linger": {"_visitors", "_ending", "_plain", "_types"},
     "_serving": {"_control", "_types"},
-    "_names": set(),
     "_servers": {
         "_names",
         "_serving",

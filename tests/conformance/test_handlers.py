@@ -415,3 +415,40 @@ def test_disable_nagle_algorithm(ss: ModuleType, make: Make) -> None:
     with connect(server):
         server.handle_request()
     assert seen and seen[0]
+
+
+class Own:
+    """What a program mixes in, behind the handler class, with names that mean something to it."""
+
+    first_byte_timeout = 0.001
+    idle_timeout = request_timeout = write_timeout = "never"
+    max_line_size = reply_if_empty = "own"
+
+
+@pytest.mark.parametrize(
+    "kind", ["BaseRequestHandler", "StreamRequestHandler", "DatagramRequestHandler"]
+)
+def test_names_of_a_base_that_comes_later(ss: ModuleType, kind: str) -> None:
+    base = getattr(ss, kind)
+    handler = type("Handler", (base, Own), {})
+    further = type("Further", (handler,), {"idle_timeout": "ever"})
+    for cls in (handler, further, type("Furthest", (further,), {})):
+        for name in vars(Own):
+            if not name.startswith("__"):
+                expected = (
+                    "ever" if name == "idle_timeout" and cls is not handler else vars(Own)[name]
+                )
+                assert getattr(cls, name) == expected
+
+
+def test_a_mix_in_that_asks_for_keywords(ss: ModuleType) -> None:
+    class Asks:
+        def __init_subclass__(cls, mark: int, **keywords: Any) -> None:
+            super().__init_subclass__(**keywords)
+            cls.mark = mark  # type: ignore[attr-defined]
+
+    first = type("First", (Asks, ss.StreamRequestHandler), {}, mark=1)
+    last = type("Last", (ss.StreamRequestHandler, Asks), {}, mark=2)
+    assert (first.mark, last.mark) == (1, 2)
+    with pytest.raises(TypeError):
+        type("Neither", (ss.StreamRequestHandler,), {}, mark=3)
