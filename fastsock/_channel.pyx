@@ -154,6 +154,8 @@ cdef class Channel(Endpoint):
         # Under the GIL, as whatever closes it: it is the connection's.
         cdef int descriptor = self.owned()
         if descriptor >= 0:
+            if direction != _sys.SHUT_RD and self.waiter is not None:
+                self.waiter.way(self)  # which sends what the hub holds back, if that can be sent
             _sys.shutdown(descriptor, direction)
         return 0
 
@@ -305,7 +307,7 @@ cdef class Channel(Endpoint):
             count = _sys.send(descriptor, data, size, _sys.MSG_DONTWAIT | _sys.MSG_NOSIGNAL)
             if count >= 0:
                 sent = <size_t> count
-                self.went(count, sent == size)
+                self.went(count, sent == size, data, size)
                 if sent == size or (limit != NEVER and not all_of_it):
                     if self.behind is not None and sent == size:
                         self.send_behind(connection)
@@ -327,7 +329,7 @@ cdef class Channel(Endpoint):
                                       flags | _sys.MSG_NOSIGNAL, deadline, begun, &error)
                 self.doing = WORKING
                 sent += <size_t> count
-                self.went(count, error == 0 and sent >= size)
+                self.went(count, error == 0 and sent >= size, data, size)
                 if error:
                     if sent and not all_of_it:
                         return sent  # as send(2) itself: the next call meets the error

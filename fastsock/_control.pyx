@@ -263,9 +263,7 @@ cdef class Control:
         cdef object source = self.source
         if source is None:
             return False
-        if (server.socket is source and self.held is None
-                and self.has_fileno(server, defaults)
-                and inbox_of(source).waiting()):
+        if server.socket is source and self.held is None and inbox_of(source).waiting():
             return self.paused_until == 0 or self.paused_until <= monotonic()
         return False
 

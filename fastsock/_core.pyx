@@ -81,11 +81,13 @@ cdef nanoseconds _interval(object seconds) except -2:
 cdef int _descriptor(object server, Control control, Defaults defaults,
                      bint must_be_valid) except -2:
     """The descriptor to poll, with the errors of selectors.BaseSelector.register()."""
-    cdef bint is_default = control.has_fileno(server, defaults)
-    if control.source is not None and is_default and server.socket is control.source:
-        return descriptor_of(control.source)  # its fileno() is for those who poll by themselves
     try:
-        number = int(server.socket.fileno() if is_default else server.fileno())
+        if not control.has_fileno(server, defaults):
+            number = int(server.fileno())
+        elif control.source is not None and server.socket is control.source:
+            return descriptor_of(control.source)  # its fileno() is for those who poll by themselves
+        else:
+            number = int(server.socket.fileno())
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"Invalid file object: {server!r}") from None
     if number < 0:

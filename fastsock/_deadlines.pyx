@@ -18,8 +18,10 @@ cdef extern from *:
     static int fastsock_all_none(PyObject *object, PyObject *names) {
         PyTypeObject *type = Py_TYPE(object);
         Py_ssize_t index;
+    #if PY_VERSION_HEX >= 0x030B0000 /* before, sys._clear_type_cache() gives the same ones again */
         if (type->tp_version_tag != 0 && type->tp_version_tag == fastsock_none_of)
             return 1;
+    #endif
         for (index = 0; index < PyTuple_GET_SIZE(names); index++)
             if (_PyType_Lookup(type, PyTuple_GET_ITEM(names, index)) != Py_None)
                 return 0;

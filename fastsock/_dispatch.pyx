@@ -357,7 +357,7 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
     if (type(request) is defaults.connection
             and untouched(server, defaults, looked, SHUTDOWN)
             and untouched(server, defaults, looked, CLOSE)
-            and (looked & PROMPT or getattr(server, "lingering_close", None) is not True)):
+            and (looked & PROMPT or not lingers(server))):
         end_connection(request)
         control.released()
         return 0
@@ -368,6 +368,14 @@ cdef int shut_down(object server, Control control, Defaults defaults, object req
         server.shutdown_request(request)
     over(control, request)
     return 0
+
+
+cdef bint lingers(object server) noexcept:
+    """What is not True, or fails, is the program's own."""
+    try:
+        return getattr(server, "lingering_close", None) is True
+    except Exception:
+        return False
 
 
 def end_request(server, Control control not None, request, begun):

@@ -76,8 +76,8 @@ def drain(
 
     hurry: asked at every look whether the deadline is now.
     """
-    deadline = None if timeout is None else time.monotonic() + max(float(timeout), 0)
-    if deadline is not None and math.isnan(deadline):
+    deadline = None if timeout is None else time.monotonic() + max(timeout + 0.0, 0.0)
+    if timeout is not None and math.isnan(timeout):
         raise ValueError("timeout is not a number")
     drains = [_Drain(server, control, loops) for server, control in servers]
     for one in drains:
@@ -186,8 +186,7 @@ class _Drain:
 
     def cut(self) -> None:
         """At the deadline: accept nothing, and shut down what is left."""
-        # A loop that still runs is at a request: a datagram, say, which no record is kept of.
-        self._cut = max(running(self.server, self._control), int(self._loops.runs(self.server)))
+        self._cut = max(running(self.server, self._control), int(self._ledger.is_at_datagram))
         self._ended_by_now = self._ended()
         self._woken = _ending.woken(self._ledger)
         self._stop_loop()
@@ -209,6 +208,8 @@ class _Drain:
         return running(self.server, self._control) == 0
 
     def report(self) -> DrainReport:
+        if forks(self.server) and not self._loops.runs(self.server):
+            type(self.server)._fastsock_forks(self.server)  # no loop collects children any more
         ended = self._ended() if self._ended_by_now is None else self._ended_by_now
         idle = self._idle - self._woken
         return DrainReport(

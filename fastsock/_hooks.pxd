@@ -18,6 +18,7 @@ cdef enum Hook:
     PROMPT = 1 << 15  # lingering_close is False
     UNLIMITED = 1 << 16  # max_connections is None
     UNLIMITED_PER_PEER = 1 << 17
+    ALL = (1 << 18) - 1
     ASK = 1 << 30  # Python code has a say: each is to be looked up as Python does
 
 

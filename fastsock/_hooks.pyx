@@ -11,16 +11,18 @@ cdef extern from *:
     """
     /* What the attributes of these names are in a class, a bit for each that is this value; the
      * highest where Python code, or another kind of object, has a say in what its objects have. */
-    static unsigned int fastsock_of_class(PyTypeObject *type, PyObject *names, PyObject *values) {
-        unsigned int found = 0;
-        Py_ssize_t index;
+    static unsigned int fastsock_of_class(PyTypeObject *type, PyObject *names, PyObject *values,
+                                          unsigned int bits) {
+        unsigned int rest;
         if (type->tp_getattro != PyObject_GenericGetAttr)
             return 1u << 30;
-        for (index = 0; index < PyTuple_GET_SIZE(names); index++)
+        for (rest = bits; rest; rest &= rest - 1) {
+            int index = __builtin_ctz(rest);
             if (_PyType_Lookup(type, PyTuple_GET_ITEM(names, index))
-                == PyList_GET_ITEM(values, index))
-                found |= 1u << index;
-        return found;
+                != PyList_GET_ITEM(values, index))
+                bits &= ~(1u << index);
+        }
+        return bits;
     }
 
     /* Of those bits the ones whose names the object has no attribute of its own to hide. */
@@ -43,12 +45,18 @@ cdef extern from *:
         return bits;
     }
 
-    #define fastsock_version(object) (Py_TYPE(object)->tp_version_tag)
+    /* Before CPython 3.11 sys._clear_type_cache() gives the same versions once more. */
+    #if PY_VERSION_HEX >= 0x030B0000
+        #define fastsock_version(object) (Py_TYPE(object)->tp_version_tag)
+    #else
+        #define fastsock_version(object) 0
+    #endif
     """
     ctypedef struct PyTypeObject:
         pass
     PyTypeObject *Py_TYPE(object instance)
-    unsigned int fastsock_of_class(PyTypeObject *type, tuple names, list values)
+    unsigned int fastsock_of_class(PyTypeObject *type, tuple names, list values,
+                                   unsigned int bits)
     unsigned int fastsock_not_hidden(object instance, tuple names, unsigned int bits)
     unsigned int fastsock_version(object instance)
     int first_bit "__builtin_ctz"(unsigned int bits) noexcept
@@ -109,12 +117,15 @@ cdef class Hooks:
         until other code runs.
         """
         cdef unsigned int version = fastsock_version(server)
-        if version == 0 or version != self.version:
-            self.of_class = fastsock_of_class(Py_TYPE(server), _NAMES, defaults.values)
-            self.version = fastsock_version(server)  # which the lookup gives it
-        if self.of_class & ASK:
+        if version == 0:  # it has none yet, or there are no more
+            hooks = fastsock_of_class(Py_TYPE(server), _NAMES, defaults.values, hooks)
+        else:
+            if version != self.version:
+                self.of_class = fastsock_of_class(Py_TYPE(server), _NAMES, defaults.values, ALL)
+                self.version = version
+            hooks = self.of_class & (hooks | ASK)
+        if hooks & ASK:
             return ASK
-        hooks &= self.of_class
         return fastsock_not_hidden(server, _NAMES, hooks) if hooks else 0
 
 

@@ -377,7 +377,7 @@ cdef class Hub(Descriptors):
         memcpy(self.outgoing + self.held, data, size)
         self.held += size
         self.given += size
-        channel.went(size, False)
+        channel.went(size, False, data, size)
         return True
 
     cdef Py_ssize_t send(self, Endpoint channel, object connection, const char *data, size_t size,
@@ -406,7 +406,7 @@ cdef class Hub(Descriptors):
                     self.sending = connection
                 memcpy(self.outgoing + self.held, data, size)
                 self.held += size
-                channel.went(size, False)
+                channel.went(size, False, data, size)
                 return size
         if self.held:
             self.flush()
@@ -414,7 +414,7 @@ cdef class Hub(Descriptors):
                 self.raise_failed(channel)
         cdef Py_ssize_t count
         count = self.send_all(channel, connection, data, size, flags, all_of_it)
-        channel.went(count, <size_t> count == size)
+        channel.went(count, <size_t> count == size, data, size)
         if channel.behind is not None and count == <Py_ssize_t> size:
             channel.send_behind(connection)
         return count

@@ -415,6 +415,12 @@ cdef class Ledger:
             self.took(self.ended_at - self.began_at)
             self.began_at = 0
 
+    @property
+    def is_at_datagram(self):
+        """Whether the thread of the dispatch runs the handler of one, of which there is no record.
+        """
+        return self.began_at != 0
+
     def end(self, request, nanoseconds begun):
         """A datagram's handler has ended."""
         self.began_at = 0

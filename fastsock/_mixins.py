@@ -20,6 +20,7 @@ from fastsock._dispatch import (
     give_to_child,
     timed,
 )
+from fastsock._names import own_value
 from fastsock._servers import _DEFAULTS, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from fastsock._types import TYPE_CHECKING, Any, RequestType, RetAddress
 
@@ -59,7 +60,7 @@ def _end_request(server: Any, request: Any, begun: int) -> None:
 
 def _close_timeout(server: Any) -> float | None:
     """Seconds; None where a program has something else by that name."""
-    seconds: Any = getattr(server, "close_timeout", None)
+    seconds: Any = own_value(server, "close_timeout")
     return seconds if type(seconds) in (int, float) and seconds >= 0 else None
 
 
@@ -178,7 +179,7 @@ class ForkingMixIn:
     max_children: int = 40
     block_on_close: bool = True
     close_timeout: float | None = None
-    _fastsock_forks = True
+    _fastsock_forks = staticmethod(_child_ended)
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Collect children that have ended, by their own pids: never somebody else's child.

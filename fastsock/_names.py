@@ -6,6 +6,8 @@ Which of its bases comes first says nothing: with the standard library no other 
 
 from __future__ import annotations
 
+from fastsock._types import Any
+
 OF_SERVERS = (
     "broadcast",
     "close_timeout",
@@ -51,6 +53,14 @@ def give_way(cls: type, names: tuple[str, ...]) -> None:
                 if not _is_ours(base):
                     type.__setattr__(cls, name, vars(base)[name])
                     break
+
+
+def own_value(server: Any, name: str) -> Any:
+    """An attribute that a program may have for something else; None also where it fails."""
+    try:
+        return getattr(server, name, None)
+    except Exception:
+        return None
 
 
 def _is_ours(cls: type) -> bool:

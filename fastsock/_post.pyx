@@ -133,7 +133,7 @@ def count(connection, size_t received, size_t sent):
     if received:
         channel.came(received)
     if sent:
-        channel.went(sent, True)
+        channel.went(sent, True, NULL, 0)
 
 
 def bytes_sent(connection):

@@ -72,6 +72,8 @@ cdef class Reader(Stream):
         return io.BufferedReader
 
     cdef int check_usable(self, str what) except -1:
+        if self.spoiled:
+            self.too_long()
         # What is in the buffer may still be read when `raw` was closed.
         if self.start < self.end and not self.is_closed:
             return self.check_attached()
@@ -257,6 +259,8 @@ cdef class Reader(Stream):
             have += <size_t> count
 
     cdef int too_long(self) except -1:
+        self.spoiled = True
+        self.start = self.end  # what follows would be the rest of it
         raise LineTooLongError(f"a line is longer than {self.longest} bytes (max_line_size)")
 
     cdef object whole_line(self, Py_ssize_t limit):

@@ -62,7 +62,7 @@ def run(
         if not isinstance(server, BaseServer):
             raise TypeError(f"not a fastsock server: {server!r}")
     if drain_timeout is not None:
-        drain_timeout = float(drain_timeout)
+        drain_timeout = drain_timeout + 0.0
         if math.isnan(drain_timeout):
             raise ValueError("drain_timeout is not a number")
     return _Run(list(dict.fromkeys(servers)), drain_timeout).run(poll_interval)

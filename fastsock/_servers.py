@@ -30,7 +30,7 @@ from fastsock._dispatch import dispatch
 from fastsock._handlers import BaseRequestHandler
 from fastsock._hooks import Defaults
 from fastsock._log import report
-from fastsock._names import OF_SERVERS, give_way
+from fastsock._names import OF_SERVERS, give_way, own_value
 from fastsock._serving import _control_of, _loop_runs, _LoopEnded, _serving
 from fastsock._types import (
     TYPE_CHECKING,
@@ -528,7 +528,7 @@ class TCPServer(BaseServer):
         except OSError:
             pass
         else:
-            if getattr(self, "lingering_close", None) is True:
+            if own_value(self, "lingering_close") is True:
                 with contextlib.suppress(OSError):  # no descriptor is left to read it with
                     from fastsock._linger import linger
 

@@ -14,6 +14,7 @@ cdef class Stream(Borrower):
     cdef flag timed_out
     cdef flag borrowed  # the buffer belongs to the channel's waiter
     cdef flag busy  # a thread is inside
+    cdef flag spoiled  # a line was too long: nothing more is read
     cdef unsigned long owner
     cdef object task  # the one of a hub that is inside, or None
     cdef object gate  # a lock that the others wait for, or None

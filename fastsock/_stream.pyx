@@ -84,7 +84,7 @@ cdef class Stream(Borrower):
         """Wait until no other thread or task is inside, and check that the stream is open."""
         if self.busy:
             self.await_turn()
-        if (self.is_closed or self.detached or self.connection is None
+        if (self.is_closed or self.detached or self.spoiled or self.connection is None
                 or self.socket_io is not None):
             self.check_usable(what)
         if self.borrowed and not self.channel.waiter.here():

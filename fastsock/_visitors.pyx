@@ -128,7 +128,7 @@ cdef Py_ssize_t transfer_by(object wait, Endpoint channel, object connection, bi
         if count >= 0:
             done += <size_t> count
             if writing:
-                channel.went(count, done >= size)
+                channel.went(count, done >= size, NULL, 0)
                 if done >= size or (limit != NEVER and not all_of_it):
                     return done
                 continue

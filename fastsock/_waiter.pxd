@@ -16,6 +16,12 @@ cdef enum Way:
     FULL  # of bytes that the kernel does not take
 
 
+cdef enum:
+    SHORTEST_INTERIM = 16  # bytes: HTTP/1.1 1xx and the ends of two lines
+
+cdef bint is_interim(const char *data, size_t size) noexcept
+
+
 cdef class Waiter
 
 
@@ -54,10 +60,12 @@ cdef class Endpoint(Record):
                 self.deadlines.moved()
 
     @cython.final
-    cdef inline void went(self, Py_ssize_t count, bint whole) noexcept:
-        """whole: all that there was to be sent."""
+    cdef inline void went(self, Py_ssize_t count, bint whole, const char *data,
+                          size_t size) noexcept:
+        """whole: all that there was to be sent. data: what that is, if it is known."""
         self.sent += <size_t> count
-        self.answered = True
+        if data == NULL or size < SHORTEST_INTERIM or data[0] != b'H' or not is_interim(data, size):
+            self.answered = True
         if self.deadlines is not None:
             if count > 0:
                 self.deadlines.moved()

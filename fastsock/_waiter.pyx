@@ -12,6 +12,7 @@ cimport cython
 
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.math cimport ceil
+from libc.string cimport memcmp
 
 from fastsock cimport _sys
 from fastsock._clock cimport NEVER, deadline_of, monotonic, nanoseconds, sooner
@@ -32,6 +33,12 @@ cdef int fail(int error) except -1:
     _sys.errno = error
     PyErr_SetFromErrno(OSError)
     return -1
+
+
+cdef bint is_interim(const char *data, size_t size) noexcept:
+    """Whether it is an interim response of HTTP (RFC 9110, 15.2) alone: the answer comes later."""
+    return (memcmp(data, b"HTTP/1.1 1", 10) == 0
+            and memcmp(data + size - 4, b"\r\n\r\n", 4) == 0)
 
 
 @cython.no_gc_clear  # as its record

@@ -153,7 +153,7 @@ LAYERS: dict[str, set[str]] = {
     "_threads": {"_genuine", "_plain", "_types", "_worker"},
     "_children": set(),
     "_datagram_socket": {"_connection", "_datagram", "_types"},
-    "_names": set(),
+    "_names": {"_types"},
     "_handlers": {
         "_bounded",
         "_names",
@@ -197,6 +197,7 @@ LAYERS: dict[str, set[str]] = {
         "_dispatch",
         "_datagram_socket",
         "_drain",
+        "_names",
         "_worker",
         "_plain",
         "_threads",

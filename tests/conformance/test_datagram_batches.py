@@ -449,3 +449,22 @@ def test_bad_max_packet_size(ss: ModuleType, kind: DatagramKind, make: Make, siz
         assert outcome(server.serve_forever)[0] is (ValueError if size == -1 else TypeError)
         type(server).max_packet_size = 100
         serve(server, seen, packets)
+
+
+@every_flavour
+def test_a_fileno_that_is_overridden_meanwhile(
+    ss: ModuleType, kind: DatagramKind, make: Make
+) -> None:
+    """What has been received before that is served all the same."""
+
+    def verify_request(self: Any, request: Any, client_address: Any) -> bool:
+        if request[0] == packets[2]:
+            self.fileno = self.socket.fileno
+        return True
+
+    server = make(new("Server", kind.server(ss), verify_request=verify_request), echoing(ss, []))
+    packets = numbered(kind.many)
+    with connect(server) as client:
+        send_all(client, packets)
+        with serving(server):
+            assert sorted(receive_all(client, len(packets))) == sorted(packets)

@@ -320,3 +320,22 @@ def test_a_property_of_a_handler_is_not_asked_before_setup(ss: ModuleType, make:
     with connect(server) as client:
         server.handle_request()
         assert receive(client) == b"1"
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, ValueError])
+def test_a_class_that_is_asked_for_a_descriptor_in_vain(ss: ModuleType, error: Any) -> None:
+    def fails(server: Any, name: str) -> Any:
+        raise error(name)
+
+    attributes: dict[str, Any] = {"__getattr__": fails}
+    if error is not AttributeError:
+
+        def getattribute(server: Any, name: str) -> Any:
+            return (
+                fails(server, name) if name == "fileno" else object.__getattribute__(server, name)
+            )
+
+        attributes = {"__getattribute__": getattribute}
+    server = type("Server", (ss.BaseServer,), attributes)("nowhere", None)
+    with pytest.raises(ValueError, match="Invalid file object"):
+        server.serve_forever()

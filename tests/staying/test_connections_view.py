@@ -96,6 +96,21 @@ def test_close(flavour: str) -> None:
         hang_up(other)
 
 
+@flavours("sync", "threading", "multiplexing")
+def test_what_was_written_before_still_comes(flavour: str) -> None:
+    def handle(self: Any) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"bye\n")
+        for connection in self.server.connections:
+            connection.close()
+
+    with served(flavour, handle) as server:
+        client = connect(server)
+        client.sendall(b"hello\n")
+        assert receive(client) == b"bye\n"
+        client.close()
+
+
 @flavours("threading", "multiplexing")
 def test_close_of_one_that_the_socket_object_owns(flavour: str) -> None:
     def handle(self: Any) -> None:

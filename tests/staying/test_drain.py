@@ -300,9 +300,12 @@ def test_children_get_sigterm(live: Live) -> None:
     living.gate.await_one()
     wait_until(lambda: living.server.active_children)  # the child may be faster than its parent
     (child,) = living.server.active_children
-    living.drain(0.1)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == 15
+    report, _ = living.drain(0.1)
+    assert (report.finished, report.cut_off) == (0, 1)
+    with pytest.raises(ProcessLookupError):  # it was collected
+        os.kill(child, 0)
+    stats = living.server.stats()
+    assert (stats.active, stats.failed, stats.children) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -557,6 +560,66 @@ def test_names_of_a_base_that_comes_later(live: Live, flavour: str) -> None:
         assert (found.stats(), found.drain()) == ("own", "nothing left")
 
 
+def test_children_that_have_ended_are_collected(live: Live) -> None:
+    """The loop, which does so otherwise, is over."""
+    living = live("forking", waits)
+    clients = [living.connect(b"hello\n") for _ in range(3)]
+    for _ in clients:
+        living.gate.await_one()
+    wait_until(lambda: len(living.server.active_children or ()) == 3)
+    draining = living.drain_beside(TIMEOUT)
+    living.gate.open()
+    report, _ = draining.result()
+    assert (report.finished, report.cut_off) == (3, 0)
+    assert not living.server.active_children
+    stats = living.server.stats()
+    assert (stats.active, stats.finished, stats.failed) == (0, 3, 0)
+
+
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_the_body_that_an_interim_response_asks_for(live: Live, flavour: str) -> None:
+    """RFC 9110, 10.1.1: who expects 100-continue sends the body after that."""
+
+    def handle(handler: Any) -> None:
+        handler.rfile.readline()
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" + handler.rfile.read(4))
+
+    living = live(flavour, handle)
+    client = living.connect(b"head\n")
+    assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    living.await_state("idle")
+    draining = living.drain_beside(TIMEOUT)
+    client.sendall(b"body")
+    assert until_end(client) == b"HTTP/1.1 200 OK\r\n\r\nbody"
+    report, _ = draining.result()
+    assert (report.finished, report.idle_closed, report.cut_off) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 100 Continue\r\n\r\nno", b"HTTP/1.1 200 OK\r\n\r\n"])
+@pytest.mark.parametrize("flavour", KEEPS_TRACK)
+def test_what_is_no_interim_response(live: Live, flavour: str, answer: bytes) -> None:
+    def handle(handler: Any) -> None:
+        while handler.rfile.readline():
+            handler.wfile.write(answer)
+
+    living = live(flavour, handle)
+    client = living.connect(b"head\n")
+    assert client.recv(100) == answer
+    living.await_state("idle")
+    report, _ = living.drain(TIMEOUT)
+    assert (report.finished, report.idle_closed, report.cut_off) == (0, 1, 0)
+
+
+def test_nothing_is_cut_off_where_nothing_runs(live: Live, flavour: str) -> None:
+    """The loop has no time to end by itself."""
+    living = live(flavour, answers)
+    assert until_end(living.connect(b"hello\n")) == b"HELLO\n"
+    wait_until(lambda: living.server.stats().active == 0)
+    report, _ = living.drain(0)
+    assert report.cut_off == 0
+
+
 def test_a_datagram_that_is_cut_off_is_counted_as_one(live: Live) -> None:
     living = live("sync", lambda handler: handler.gate.wait(), "UDP")
     living.connect().send(b"x")
@@ -567,7 +630,7 @@ def test_a_datagram_that_is_cut_off_is_counted_as_one(live: Live) -> None:
 
 def test_timeouts(live: Live) -> None:
     living = live("threading", answers)
-    for what in ("soon", float("nan")):  # a time that never comes would be none
+    for what in ("soon", "1", float("nan")):  # a time that never comes would be none
         with pytest.raises((TypeError, ValueError)):
             living.server.drain(what)
     assert until_end(living.connect(b"hello\n")) == b"HELLO\n"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from living import FLAVOURS, Living
+from living import FLAVOURS, Living, echo, until_end
 from support import TIMEOUT, connect, receive, wait_until
 
 Live = Callable[..., Living]
@@ -139,6 +139,17 @@ def test_datagrams_have_nothing_to_linger_for(live: Live, flavour: str, transpor
     living = live(flavour, handle, transport, lingering_close=True)
     client = living.connect(b"hello")
     assert client.recv(10) == b"x"
+
+
+def test_a_property_that_fails_is_the_program_s_own(live: Live, flavour: str) -> None:
+    def fails(self: Any) -> Any:
+        raise ZeroDivisionError
+
+    living = live(flavour, echo, lingering_close=property(fails), close_timeout=property(fails))
+    for _ in range(2):
+        client = living.connect(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert until_end(client) == b"hello\n"
 
 
 def test_an_override_of_shutdown_request(live: Live) -> None:

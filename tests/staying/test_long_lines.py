@@ -99,6 +99,31 @@ def test_after_others(live: Live, flavour: str, sizes: str) -> None:
     assert tell(living, b"".join(lines), b"z" * 200 + b"\nmore\n") == repr([*lines, "long"])
 
 
+FURTHER: dict[str, Callable[[Any], Any]] = {
+    **READS,
+    "readline(less)": lambda file: file.readline(7),
+    "read": lambda file: file.read(),
+    "read(n)": lambda file: file.read(3),
+    "read1": lambda file: file.read1(3),
+    "readinto": lambda file: file.readinto(bytearray(3)),
+    "readinto1": lambda file: file.readinto1(bytearray(3)),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("further", FURTHER)
+def test_nothing_is_read_behind_it(live: Live, flavour: str, further: str, sizes: str) -> None:
+    """It would be the rest of that line."""
+
+    def read(file: Any) -> Any:
+        with pytest.raises(error_class()):
+            file.readline()
+        return FURTHER[further](file)
+
+    living = reading(live, flavour, read, SIZES[sizes])
+    assert tell(living, b"x" * 300 + b"\nmore\nand more\n") == LONG
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_who_asks_for_less_gets_it(live: Live, flavour: str, sizes: str) -> None:
     def read(file: Any) -> Any:
