@@ -479,6 +479,7 @@ cdef class Reader(Stream):
         """Close; the connection too if it was closed before and this is its last file."""
         if self.closed:
             return
+        self.spoiled = False  # whatever its lines are like
         try:
             self.enter("closed")
         except ValueError:

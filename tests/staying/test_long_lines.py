@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from living import Living, echo, until_end
-from support import TIMEOUT, Background
+from support import TIMEOUT, Background, wait_until
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "multiplex"))
 
@@ -78,6 +78,8 @@ def test_a_line_that_is_too_long(live: Live, flavour: str, read: str, sizes: str
     for line in (b"x" * (MOST - 1) + b"\n", b"x" * MOST, b"\n", b"short"):
         expected = [line] if "lines" in read else line
         assert tell(living, line) == repr(expected)
+    wait_until(lambda: living.server.stats().active == 0)
+    assert (living.server.stats().finished, living.server.stats().failed) == (8, 0)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
