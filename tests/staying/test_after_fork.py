@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import traceback
@@ -22,6 +23,8 @@ def in_child(function: Callable[[], object]) -> None:
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # of pytest's, if it has one
+        signal.alarm(15)
         try:
             function()
             status = 0
