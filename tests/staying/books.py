@@ -102,4 +102,6 @@ def talk(server: Any, line: bytes = b"hello\n") -> socket.socket:
     sock = connect(server)
     sock.sendall(line)
     assert line_of(sock) == line
+    if isinstance(server, fastsock.ForkingMixIn):  # a child may be faster than its parent
+        stats_when(server, lambda stats: stats.children == stats.active)
     return sock
