@@ -297,6 +297,7 @@ def test_a_handler_replaces_the_socket_of_another_server() -> None:
             stopping = threading.Thread(target=server.shutdown, daemon=True)
             stopping.start()
             stopping.join(TIMEOUT / 4)
+        thread.join(TIMEOUT / 4)  # shutdown() returns a moment before that has ended
         hangs = thread.is_alive()
         socket.create_connection(replacement.getsockname()).close()
         thread.join(TIMEOUT)
