@@ -55,7 +55,7 @@ cdef class Control:
     cdef int count(self, object number) except -1
     cdef void took_one(self) noexcept
     cdef void resume(self) noexcept
-    cdef bint has_datagrams(self, object server, Defaults defaults) except -1
+    cdef bint has_datagrams(self, object server) except -1
     cdef bint find_datagrams(self, object server, Defaults defaults) except -1
     cdef bint has_fileno(self, object server, Defaults defaults) except -1
     cdef unsigned int waiting(self) except? 0

@@ -258,7 +258,7 @@ cdef class Control:
         self.pause = 0
         self.paused_until = 0
 
-    cdef bint has_datagrams(self, object server, Defaults defaults) except -1:
+    cdef bint has_datagrams(self, object server) except -1:
         """Whether a request can be taken of what was received ahead."""
         cdef object source = self.source
         if source is None:
@@ -273,7 +273,7 @@ cdef class Control:
             sock = server.socket
             if type(sock) is defaults.datagram_socket and inbox_of(sock).waiting():
                 self.source = sock
-        return self.has_datagrams(server, defaults)
+        return self.has_datagrams(server)
 
     cdef bint has_fileno(self, object server, Defaults defaults) except -1:
         """Whether its fileno() is that of its socket."""

@@ -439,7 +439,7 @@ cdef class Loop:
             if not self.has_accepted and entry.stopping():
                 continue
             events = self.polled[index].revents
-            if events == 0 and control.has_datagrams(entry.server, self.defaults):
+            if events == 0 and control.has_datagrams(entry.server):
                 events = _sys.POLLIN
             took = False
             if control.draining and self.is_drained(entry, index, events):
@@ -477,7 +477,7 @@ cdef class Loop:
                 elif len(self.entries) == 1 and (control.pool is None or self.without_leader
                                                  or self.wait is not None):
                     self.drain(entry)
-                elif not control.has_datagrams(entry.server, self.defaults):
+                elif not control.has_datagrams(entry.server):
                     # A leader has taken them, or the loop one in each pass, beside other servers.
                     control.end_batch()
                 if self.interval != NEVER:
@@ -494,7 +494,7 @@ cdef class Loop:
         received is served.
         """
         cdef unsigned int waiting
-        while (entry.control.has_datagrams(entry.server, self.defaults)
+        while (entry.control.has_datagrams(entry.server)
                and not (entry.stopping()
                         and (entry.own_flag
                              or entry.control.stopped_by == PyThread_get_thread_ident()))):

@@ -105,8 +105,8 @@ class StreamRequestHandler(BaseRequestHandler):
         disable_nagle_algorithm: set TCP_NODELAY on the connection.
         max_line_size: bytes that a line of rfile may have, its end included: a longer one raises
             ``LineTooLongError``, a ValueError, in readline(), readlines() and iteration, unless
-            readline() was asked for no more anyway. None, or no positive int: no limit. (Not in
-            the standard library.)
+            readline() was asked for no more anyway; rfile cannot be read from any more then. None,
+            or no positive int: no limit. (Not in the standard library.)
     """
 
     rbufsize: ClassVar[int] = -1

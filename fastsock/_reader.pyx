@@ -46,7 +46,8 @@ ctypedef PyObject *(*Unchecked)(Reader reader, Py_ssize_t limit) noexcept
 class LineTooLongError(ValueError):
     """A line of a handler's rfile is longer than ``max_line_size``.
 
-    There is no way to go on behind that line: whoever reads lines all the same gets this again.
+    There is no way to go on behind that line: whoever reads rfile all the same, by whatever method,
+    gets this again. What is sent, and recv() of the request, are not concerned.
     """
 
     __module__ = __package__

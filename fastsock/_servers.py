@@ -316,6 +316,7 @@ class BaseServer:
         Raises:
             RuntimeError: called by a handler, a hook or a signal handler, for which it would wait.
             TypeError: timeout is no number.
+            ValueError: timeout is NaN.
         """
         from fastsock import _drain  # late: few programs need it
 
